@@ -1,0 +1,134 @@
+"""One attempt inside an agent: what it was given, what it has printed, and how its end is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from msgspec.structs import replace
+
+from apothic.agent.frames import Done, Failed, Run, Stream
+from apothic.agent.lines import Assembler, Tail
+from apothic.agent.outbox import Outbox, Story
+from apothic.clock import Clock
+from apothic.protocol.messages import Failure, FailureKind
+from apothic.protocol.session import Assignment, Lease, Line, Outcome
+
+Stop = Literal["cancelled", "timeout"]
+
+
+class Attempt:
+    """From its assignment to its outcome. `stop` says why it is being stopped, if it is."""
+
+    def __init__(
+        self, assignment: Assignment, outbox: Outbox, clock: Clock, told: Callable[[Attempt], None] = lambda _: None
+    ) -> None:
+        self.given = assignment
+        self._told = told
+        lease = Lease(job=assignment.job, attempt=assignment.attempt, token=assignment.token)
+        self.story = Story(lease)
+        self.input_path: Path | None = None
+        self.stop: Stop | None = None
+        self.over = asyncio.Event()
+        self.timer: asyncio.TimerHandle | None = None
+        self.fetching: asyncio.Task[None] | None = None
+        self._outbox = outbox
+        self._clock = clock
+        self._tail = Tail()
+        self._printed: dict[Stream, Assembler] = {"stdout": Assembler("stdout"), "stderr": Assembler("stderr")}
+        self._piped: dict[Stream, Assembler] = {"stdout": Assembler("stdout"), "stderr": Assembler("stderr")}
+
+    def frame(self, base_url: str) -> Run:
+        """Return what its container is told."""
+        given = self.given
+        return Run(
+            job=given.job, attempt=given.attempt, input=given.input, accept=given.accept, job_token=given.job_token,
+            input_path=str(self.input_path) if self.input_path is not None else None, base_url=base_url,
+        )  # fmt: skip
+
+    def began(self) -> None:
+        """Tell that its code is entered."""
+        self._outbox.began(self.story)
+
+    def printed(self, stream: Stream, data: bytes) -> None:
+        """Take what Python code printed."""
+        self._tell(self._printed[stream].feed(data, self._clock.now()))
+
+    def piped(self, stream: Stream, data: bytes) -> None:
+        """Take what came through a file descriptor."""
+        self._tell(self._piped[stream].feed(data, self._clock.now()))
+
+    def _tell(self, lines: list[Line]) -> None:
+        if lines:
+            self._tail.add(lines)
+            self._outbox.lines(self.story, lines)
+
+    def close_log(self) -> None:
+        """Tell the unfinished lines: nothing more will be printed."""
+        now = self._clock.now()
+        for assembler in (*self._printed.values(), *self._piped.values()):
+            self._tell(assembler.finish(now))
+
+    def end(self, outcome: Outcome) -> None:
+        """Tell how it ended, once; nothing of it comes after."""
+        if self.over.is_set():
+            return
+        self.release()
+        self.tell(outcome)
+
+    def tell(self, outcome: Outcome) -> None:
+        """Tell how it ended, after all that it printed."""
+        self.close_log()
+        self._outbox.ended(self.story, outcome)
+        self._told(self)
+
+    def release(self) -> None:
+        """Let go of what it holds. Its outcome may still be under way."""
+        self.over.set()
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.fetching is not None:
+            self.fetching.cancel()
+        if self.input_path is not None:
+            self.input_path.unlink(missing_ok=True)
+            self.input_path = None
+
+    def mute(self) -> None:
+        """Tell nothing more: its lease is another's, or nobody's."""
+        self.story.muted = True
+
+    def verdict(self, frame: Done | Failed) -> Outcome:
+        """Return what the container's answer means, given what was asked of it meanwhile."""
+        failure = frame.failure if isinstance(frame, Failed) else None
+        if self.stop == "timeout":  # its time was over, whatever it did with the grace
+            return Outcome(failure=self.stopped(failure))
+        if isinstance(frame, Done):
+            return Outcome(value=frame.value)
+        if self.stop == "cancelled" and frame.cancelled:
+            return Outcome(failure=self.stopped(failure))
+        return Outcome(failure=frame.failure)
+
+    def stopped(self, failure: Failure | None = None) -> Failure:
+        """Return the failure of an attempt that was stopped; `failure` tells where its code was."""
+        where = failure.traceback if failure is not None else ""
+        if self.stop == "timeout":
+            message = f"ran longer than its timeout_s of {self.given.timeout_s:g} s"
+            return self.failure("timeout", "TimeoutError", message, traceback=where, retriable=True)
+        return self.failure("cancelled", "JobCancelled", "the job was cancelled", traceback=where)
+
+    def lost(self, kind: FailureKind, message: str, exit: str) -> Failure:
+        """Return the failure of an attempt whose process is gone."""
+        return replace(
+            self.failure(kind, "MemoryError" if kind == "oom" else "ProcessDied", message, retriable=True),
+            exit=exit, log_tail=self._tail.text(),
+        )  # fmt: skip
+
+    def failure(
+        self, kind: FailureKind, type: str, message: str, *, traceback: str = "", retriable: bool = False
+    ) -> Failure:
+        """Return a failure of this attempt."""
+        return Failure(
+            kind=kind, type=type, message=message, traceback=traceback, attempt=self.given.attempt, retriable=retriable
+        )

@@ -1,0 +1,167 @@
+"""Three ways to run inputs in one process: in the main thread one by one, in threads, on an event loop.
+
+The main thread is the only one that a signal can interrupt, so a plain function runs there unless it wants company.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from apothic.agent.capture import Capture
+from apothic.agent.channel import Channel, JobCancelled, Window
+from apothic.agent.frames import Cancel, Command, Done, Failed, Run, Stop
+from apothic.agent.perform import Performer, Reply
+
+
+class Conductor(Protocol):
+    """Takes commands until it is told to stop, or the agent is gone."""
+
+    def conduct(self) -> None: ...
+
+
+class _Conductor:
+    def __init__(
+        self, channel: Channel, window: Window, capture: Capture, running: list[str], performer: Performer
+    ) -> None:
+        self.channel = channel
+        self.window = window
+        self.capture = capture
+        self.running = running
+        self.performer = performer
+
+    def begin(self, run: Run) -> None:
+        self.capture.install()
+        self.running.append(run.job)
+
+    def end(self, run: Run, reply: Done | Failed) -> None:
+        self.capture.finish(run.job)
+        self.running.remove(run.job)
+        self.channel.send(reply)
+
+
+class Solo(_Conductor):
+    """One input at a time, in the main thread. SIGUSR1 raises `JobCancelled` in it."""
+
+    def conduct(self) -> None:
+        while True:
+            command = self.channel.receive()
+            if isinstance(command, Run):
+                self.begin(command)
+                self.end(command, self._shielded(command))
+            elif command is None or isinstance(command, Stop):
+                return
+
+    def _shielded(self, run: Run) -> Reply:
+        context = contextvars.copy_context()
+        try:
+            try:
+                self.window.open((run.job, run.attempt))
+                return context.run(self.performer.plain, run)
+            finally:
+                self.window.close()
+                self.window.cancelled.clear()
+        except JobCancelled as error:  # it struck outside of the function: before, after, or while a value was packed
+            return self.performer.failed(run, error, "user")
+
+
+class Pool(_Conductor):
+    """Several inputs of a plain function at once, each in a thread. A thread cannot be interrupted from outside."""
+
+    def __init__(self, *parts: Any, threads: int) -> None:
+        super().__init__(*parts)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="job")
+
+    def conduct(self) -> None:
+        while True:
+            command = self.channel.receive()
+            if isinstance(command, Run):
+                self.begin(command)
+                self._threads.submit(contextvars.copy_context().run, self._perform, command)
+            elif command is None or isinstance(command, Stop):
+                return
+
+    def _perform(self, run: Run) -> None:
+        self.end(run, self.performer.plain(run))
+
+
+class Tasks(_Conductor):
+    """Inputs of an `async def` function, each in an asyncio task of its own on a loop in the main thread."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._live: dict[str, tuple[int, asyncio.Task[None]]] = {}
+        self._cancelled: set[str] = set()
+        self._over = False
+
+    def conduct(self) -> None:
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        loop.add_reader(self.channel.fileno(), self._read, loop)
+        while not self._over:
+            try:
+                self._obey(loop, *self.channel.received())
+                if not self._over:
+                    loop.run_forever()
+            except (SystemExit, KeyboardInterrupt) as error:
+                # asyncio lets these two out of the loop when a task of the user's own making raises them.
+                loop.call_exception_handler({"message": "a background task ended", "exception": error})
+
+    def _read(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.channel.look()
+        self._obey(loop, *self.channel.received())
+        if self.channel.at_end:
+            self._end(loop)
+
+    def _obey(self, loop: asyncio.AbstractEventLoop, *commands: Command) -> None:
+        for command in commands:
+            if isinstance(command, Run):
+                self.begin(command)
+                work = self._perform(command)
+                task = loop.create_task(work, name=command.job, context=contextvars.copy_context())
+                self._live[command.job] = command.attempt, task
+            elif isinstance(command, Cancel):
+                self._cancel(command)
+            elif isinstance(command, Stop):
+                self._end(loop)
+
+    def _cancel(self, command: Cancel) -> None:
+        attempt, task = self._live.get(command.job, (0, None))
+        if task is not None and attempt == command.attempt:
+            self._cancelled.add(command.job)
+            task.cancel()
+
+    async def _perform(self, run: Run) -> None:
+        try:
+            reply = await self.performer.coroutine(run)
+        except asyncio.CancelledError as error:  # it was cancelled before its first step
+            reply = self.performer.failed(run, error, "user")
+        cancelled = run.job in self._cancelled
+        self._cancelled.discard(run.job)
+        del self._live[run.job]
+        if cancelled and isinstance(reply, Failed):
+            reply = Failed(job=reply.job, failure=reply.failure, cancelled=True)
+        self.end(run, reply)
+
+    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._over = True
+        loop.stop()
+
+
+def choose(
+    channel: Channel, window: Window, capture: Capture, running: list[str], performer: Performer, *, at_once: int
+) -> Conductor:
+    """Return the way that fits the function."""
+    parts = (channel, window, capture, running, performer)
+    if is_async(performer.entry):
+        return Tasks(*parts)
+    return Pool(*parts, threads=at_once) if at_once > 1 else Solo(*parts)
+
+
+def is_async(entry: Callable[..., Any]) -> bool:
+    """Tell whether calling `entry` gives a coroutine."""
+    return inspect.iscoroutinefunction(entry) or inspect.iscoroutinefunction(getattr(entry, "__call__", None))  # noqa: B004

@@ -1,0 +1,329 @@
+"""One container as its agent sees it: it starts, takes inputs, may have to be stopped the hard way, and is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from collections import deque
+from pathlib import Path
+from typing import Literal
+
+from msgspec.structs import replace
+
+from apothic.agent import isolate
+from apothic.agent.attempt import Attempt, Stop
+from apothic.agent.frames import Cancel, Done, Failed, News, Output, Ready, Setup, StartFailed, Stream
+from apothic.agent.frames import Stop as StopFrame
+from apothic.agent.lines import Assembler, Tail
+from apothic.agent.process import Process
+from apothic.agent.site import Site
+from apothic.clock import wait_for
+from apothic.protocol.messages import Failure, FailureKind
+from apothic.protocol.session import ContainerNews, Outcome, StartContainer
+
+State = Literal["starting", "ready", "gone"]
+_NEAR = 0.9  # of the memory limit: a process that was killed up there was killed for its memory
+
+
+class Container:
+    """One child process for one function. Everything that happens to it is told to the site's outbox."""
+
+    def __init__(self, start: StartContainer, site: Site) -> None:
+        self.id = start.container
+        self.state: State = "starting"
+        self.stopping: str | None = None  # why it takes no more work
+        self.over = asyncio.Event()  # it is gone, nothing of it is left
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._settled = asyncio.Event()  # it is ready, or gone
+        self.peak = 0
+        self.running: dict[str, Attempt] = {}
+        self._start = start
+        self._site = site
+        self._home = site.home / start.container
+        self._seats = start.function.options.inputs_at_once
+        self._limit = start.function.options.memory_mb * 1024 * 1024
+        self._waiting: deque[Attempt] = deque()
+        self._process: Process | None = None
+        self._tail = Tail()
+        self._log: dict[Stream, Assembler] = {"stdout": Assembler("stdout"), "stderr": Assembler("stderr")}
+        self._failure: Failure | None = None  # of the start
+        self._over_memory = False
+        self._exiting = False
+        self._dying: asyncio.Task[None] | None = None
+        self._starter = site.spawn(self._bring_up())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """All that it was given and that has not ended."""
+        return [*self.running.values(), *self._waiting]
+
+    # --- its start
+
+    async def _bring_up(self) -> None:
+        limits = self._site.limits
+        try:
+            async with asyncio.timeout(limits.startup_timeout_s):
+                spec = self._start.function
+                code = await self._site.bundles.directory(self._start.files)
+                payload = await self._site.bundles.blob(spec.payload) if spec.payload is not None else None
+                if self.stopping is None:
+                    self._launch(code, payload)
+                    await self._settled.wait()
+        except TimeoutError:
+            await self._never_ready("TimeoutError", f"it was not ready within {limits.startup_timeout_s:g} s")
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            await self._never_ready(type(error).__name__, f"its files could not be put in place: {error}")
+        if self._process is None:
+            self._gone()
+
+    def _launch(self, code: Path, payload: Path | None) -> None:
+        work, tmp = self._home / "work", self._home / "tmp"
+        for made in (self._home, work, tmp, self._home / "files"):
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+        env = isolate.environment(os.environ, mark=f"{self._site.mark}/{self.id}", tmp=tmp)
+        self._process = Process(work, env, self)
+        self._site.outbox.container(ContainerNews(id=self.id, state="starting", pid=self.pid))
+        self._process.send(
+            Setup(
+                app=self._start.app, deployment=self._start.deployment, function=self._start.function,
+                code_dir=str(code), work_dir=str(self._home / "files"),
+                payload_path=str(payload) if payload is not None else None,
+                payload_limit=self._site.limits.payload_limit, inline_limit=self._site.limits.inline_limit,
+            )
+        )  # fmt: skip
+
+    async def _never_ready(self, type: str, message: str) -> None:
+        if self.state == "starting":
+            failure = Failure(kind="startup", type=type, message=message, retriable=True)
+            self._failure = self._failure or failure
+            await self.kill()
+
+    # --- work
+
+    def give(self, attempt: Attempt) -> None:
+        """Take an attempt; it begins when the container is ready and has a seat."""
+        if self.stopping is not None or self.state == "gone":
+            attempt.end(Outcome(requeue=self.stopping or "its container is gone"))
+            return
+        self.idle.clear()
+        self._waiting.append(attempt)
+        self.feed()
+
+    def feed(self) -> None:
+        """Begin what can begin."""
+        while self.state == "ready" and self._waiting and len(self.running) < self._seats:
+            if self._waiting[0].fetching is not None:
+                return  # first in, first out: its input is on its way
+            attempt = self._waiting.popleft()
+            self.running[attempt.given.job] = attempt
+            assert self._process is not None
+            self._process.send(attempt.frame(self._site.base_url))
+            attempt.began()
+            attempt.timer = asyncio.get_running_loop().call_later(
+                attempt.given.timeout_s, self.stop_attempt, attempt, "timeout"
+            )
+
+    def fail_waiting(self, attempt: Attempt, failure: Failure) -> None:
+        """End an attempt that cannot begin."""
+        if attempt in self._waiting:
+            self._waiting.remove(attempt)
+            attempt.end(Outcome(failure=failure))
+            self.feed()
+            self._maybe_idle()
+
+    def stop_attempt(self, attempt: Attempt, why: Stop) -> None:
+        """Begin the ladder for one attempt, or leave it out if it has not begun."""
+        if attempt.over.is_set() or attempt.stop is not None:
+            return
+        attempt.stop = why
+        if attempt in self._waiting:
+            self.fail_waiting(attempt, attempt.stopped())
+        else:
+            self._site.spawn(self._climb(attempt))
+
+    async def _climb(self, attempt: Attempt) -> None:
+        """Ask; after the grace, end the container, other inputs and all: one cannot be cut out of a process."""
+        assert self._process is not None
+        self._process.send(Cancel(job=attempt.given.job, attempt=attempt.given.attempt))
+        self._process.signal(signal.SIGUSR1)
+        if not await wait_for(self._site.clock, attempt.over, self._site.limits.grace_s):
+            self.stopping = self.stopping or "its container had to be ended to stop another job"
+            await self.kill()
+
+    async def kill(self) -> None:
+        """SIGTERM to the group, SIGKILL after a while; return when nothing is left."""
+        self.stopping = self.stopping or "its container was ended"
+        if self._process is not None:
+            self._process.signal_group(signal.SIGTERM)
+            if not await wait_for(self._site.clock, self.over, self._site.kill_s):
+                self._process.kill()
+            await self.over.wait()
+
+    async def stop(self, reason: str, grace_s: float) -> None:
+        """Take no more work, give back what has not begun, let the rest finish within the grace; then end."""
+        self.stopping = self.stopping or reason
+        while self._waiting:
+            self._waiting.popleft().end(Outcome(requeue=reason))
+        self._maybe_idle()
+        if self._process is None:
+            self._starter.cancel()
+            self._gone()
+            return
+        if self.state == "ready" and await wait_for(self._site.clock, self.idle, grace_s):
+            self._process.send(StopFrame())
+            if await wait_for(self._site.clock, self.over, grace_s):
+                return
+        await self.kill()
+
+    def end_now(self) -> None:
+        """SIGKILL, without any grace: its leases are lost."""
+        self.stopping = self.stopping or "its container was ended"
+        for attempt in self.attempts:
+            attempt.mute()
+        if self._process is not None:
+            self._process.kill()
+
+    def sampled(self, resident: int) -> None:
+        """Take a sample of the memory of its process tree; end it when that is over the limit."""
+        self.peak = max(self.peak, resident)
+        if resident > self._limit and not self._over_memory and self._process is not None:
+            self._over_memory = True
+            self._process.kill()
+
+    # --- what its process says
+
+    def on_frame(self, frame: News) -> None:
+        if isinstance(frame, Output):
+            attempt = self.running.get(frame.job) if frame.job is not None else None
+            if attempt is not None:
+                attempt.printed(frame.stream, frame.data)
+            else:
+                self._own(frame.stream, frame.data)
+        elif isinstance(frame, Done | Failed):
+            self._ended(frame)
+        elif isinstance(frame, Ready):
+            self._ready()
+        elif isinstance(frame, StartFailed):
+            self._failure = frame.failure
+
+    def on_bytes(self, stream: Stream, data: bytes) -> None:
+        if len(self.running) == 1:
+            next(iter(self.running.values())).piped(stream, data)
+        else:
+            self._own(stream, data)
+
+    def has_room(self) -> bool:
+        return not self._site.outbox.full
+
+    def resume(self) -> None:
+        """Read again: there is room."""
+        if self._process is not None and not self._exiting:
+            self._process.resume()
+
+    def _own(self, stream: Stream, data: bytes) -> None:
+        self._tail.add(self._log[stream].feed(data, 0.0))
+
+    def _ready(self) -> None:
+        if self.state == "starting":
+            self.state = "ready"
+            self._settled.set()
+            self._site.outbox.container(ContainerNews(id=self.id, state="ready", pid=self.pid))
+            self.feed()
+
+    def _ended(self, frame: Done | Failed) -> None:
+        assert self._process is not None
+        if frame.job not in self.running:
+            return
+        self._process.drain_pipes()  # what it printed past Python came before its end
+        attempt = self.running.pop(frame.job)
+        outcome = attempt.verdict(frame)
+        path = Path(frame.path) if isinstance(frame, Done) and frame.path is not None else None
+        if outcome.value is not None and path is not None:
+            self._site.ship(attempt, outcome, path)
+        else:
+            attempt.end(outcome)
+        self.feed()
+        self._maybe_idle()
+
+    def _maybe_idle(self) -> None:
+        if not self.running and not self._waiting:
+            self.idle.set()
+
+    # --- its end
+
+    def on_exit(self) -> None:
+        self._exiting = True
+        self._dying = self._site.spawn(self._bury())
+
+    async def _bury(self) -> None:
+        process = self._process
+        assert process is not None
+        process.reap()
+        await self._site.leftovers()
+        process.drain()
+        self.peak = max(self.peak, process.peak_kb * 1024 if process.exit == "signal 9" else 0)
+        for attempt in list(self.running.values()):
+            attempt.close_log()
+            attempt.end(self._loss(attempt, process.exit))
+        self.running.clear()
+        process.close()
+        self._gone()
+
+    def _loss(self, attempt: Attempt, exit: str) -> Outcome:
+        if attempt.stop is not None:
+            return Outcome(failure=replace(attempt.stopped(), exit=exit))
+        kind, message = self._cause(exit)
+        if kind == "worker_lost" and self.stopping is not None:
+            return Outcome(requeue=self.stopping)
+        return Outcome(failure=attempt.lost(kind, message, exit))
+
+    def _cause(self, exit: str) -> tuple[FailureKind, str]:
+        mib = 1024 * 1024
+        if self._over_memory or (exit == "signal 9" and self.peak >= _NEAR * self._limit and self.stopping is None):
+            used = f"{self.peak // mib:,} MiB of memory, its limit (memory_mb) is {self._limit // mib:,} MiB"
+            return "oom", f"the job's processes used {used}"
+        return "worker_lost", f"the process that ran the job ended ({exit})"
+
+    def _gone(self) -> None:
+        if self.state == "gone":
+            return
+        failure = self._start_failure() if self.state == "starting" else None
+        self.state = "gone"
+        self.stopping = self.stopping or "its container is gone"
+        while self._waiting:
+            attempt = self._waiting.popleft()
+            told = Outcome(requeue=self.stopping)
+            if failure is not None:
+                told = Outcome(failure=replace(failure, attempt=attempt.given.attempt))
+            attempt.end(told)
+        self.idle.set()
+        self._settled.set()
+        self.over.set()
+        self._site.outbox.container(ContainerNews(id=self.id, state="gone", pid=self.pid, failure=failure))
+        self._site.forget(self)
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(self._home, ignore_errors=True))
+
+    def _start_failure(self) -> Failure | None:
+        """Return why it never became ready; `None` when it was told to stop before."""
+        for stream in self._log.values():
+            self._tail.add(stream.finish(0.0))
+        exit = self._process.exit if self._process is not None else None
+        if self._failure is None:
+            if self.stopping is not None:
+                return None
+            kind, message = self._cause(exit or "")
+            if kind == "worker_lost":
+                kind, message = "startup", f"the process ended ({exit}) while the function was imported"
+            self._failure = Failure(kind=kind, type="ProcessDied", message=message, retriable=True, exit=exit)
+        return replace(self._failure, log_tail=self._tail.text())

@@ -1,0 +1,222 @@
+"""All containers of an agent: start, feed, cancel, stop; their memory is watched, their remains are collected."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from apothic.agent import isolate
+from apothic.agent.attempt import Attempt
+from apothic.agent.bundles import Blobs, Bundles
+from apothic.agent.container import Container
+from apothic.agent.outbox import Outbox
+from apothic.agent.site import Site
+from apothic.agent.tree import Leftovers, tree_resident
+from apothic.clock import Clock
+from apothic.errors import ApothicError
+from apothic.protocol.messages import Failure
+from apothic.protocol.session import Assignment, ContainerNews, Lease, Outcome, StartContainer, Welcome
+
+SAMPLE_S = 0.1
+_log = logging.getLogger("apothic.agent")
+
+
+class Containers:
+    """Supervises child processes below the directory `home` and tells `outbox` what happens to them.
+
+    Make it inside a running loop, in the main thread: the processes end with the thread that started them.
+    """
+
+    def __init__(
+        self, home: Path, limits: Welcome, outbox: Outbox, blobs: Blobs, clock: Clock, *, kill_s: float = 5.0
+    ) -> None:
+        isolate.adopt_orphans()
+        self.live: dict[str, Container] = {}
+        self._blobs = blobs
+        self._clock = clock
+        self._outbox = outbox
+        self._closing = False
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._held: dict[str, Attempt] = {}  # by token: what has not ended, large results under way included
+        self._numbers = itertools.count()
+        self._leftovers = Leftovers(clock)
+        self._files = home / "files"
+        self._files.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.site = Site(
+            home=home / "containers", mark=str(home), limits=limits, base_url="", kill_s=kill_s, clock=clock,
+            outbox=outbox, bundles=Bundles(home / "bundles", blobs), spawn=self._spawn, leftovers=self._end_leftovers,
+            ship=self._ship, forget=self._forget,
+        )  # fmt: skip
+        outbox.on_room = self._resume
+        self._watch = self._spawn(self._watch_memory())
+
+    # --- what is asked of it
+
+    def start(self, order: StartContainer) -> None:
+        """Start a container; one of that id that is there already stays as it is."""
+        if self._closing:
+            self._outbox.container(ContainerNews(id=order.container, state="gone"))
+        elif order.container not in self.live:
+            _log.info("starting %s for %s.%s", order.container, order.app, order.function.name)
+            self.live[order.container] = Container(order, self.site)
+
+    def assign(self, assignment: Assignment) -> None:
+        """Give an attempt to its container, once its input is here."""
+        if assignment.token in self._held:
+            return
+        attempt = Attempt(assignment, self._outbox, self._clock, self._ended)
+        self._held[assignment.token] = attempt
+        container = self.live.get(assignment.container)
+        if container is None:
+            attempt.end(Outcome(requeue="its container is gone"))
+            return
+        if assignment.input.sha256 is not None and assignment.input.data is None:
+            attempt.fetching = self._spawn(self._fetch(container, attempt))
+        container.give(attempt)
+
+    def cancel(self, job: str, token: str) -> None:
+        """Stop one attempt: ask, then force."""
+        attempt = self._held.get(token)
+        if attempt is not None and attempt.given.job == job:
+            self._stop(attempt)
+
+    def stop(self, container: str, reason: str) -> None:
+        """Let a container finish within the grace, and end."""
+        if container in self.live:
+            self._spawn(self.live[container].stop(reason, self.site.limits.grace_s))
+
+    def drop(self, tokens: list[str]) -> None:
+        """Stop the attempts of lost leases and tell nothing more of them."""
+        for token in tokens:
+            attempt = self._held.get(token)
+            if attempt is not None:
+                attempt.mute()
+                self._stop(attempt)
+
+    def end(self, containers: list[str]) -> None:
+        """End containers that no longer count, at once."""
+        for name in containers:
+            if name in self.live:
+                self._spawn(self._end(self.live[name]))
+
+    async def drain(self, reason: str, grace_s: float) -> None:
+        """Finish what can be finished within the grace, give the rest back, and end everything. Start nothing more."""
+        self._closing = True
+        async with asyncio.TaskGroup() as group:
+            for container in list(self.live.values()):
+                group.create_task(container.stop(reason, grace_s))
+
+    async def close(self) -> None:
+        """End everything at once and wait until nothing is left."""
+        ending = list(self.live.values())
+        async with asyncio.TaskGroup() as group:
+            for container in ending:
+                group.create_task(self._end(container))
+        self._watch.cancel()
+        for task in list(self._jobs):
+            task.cancel()
+        await asyncio.gather(*self._jobs, return_exceptions=True)
+
+    # --- what is known of it
+
+    def leases(self) -> list[Lease]:
+        """Return every lease whose end is not told yet."""
+        return [attempt.story.lease for attempt in self._held.values() if not attempt.story.muted]
+
+    def news(self) -> list[ContainerNews]:
+        """Return how each container stands."""
+        return [ContainerNews(id=c.id, state=c.state, pid=c.pid) for c in self.live.values()]
+
+    def _stop(self, attempt: Attempt) -> None:
+        container = self.live.get(attempt.given.container)
+        if container is not None:
+            container.stop_attempt(attempt, "cancelled")
+
+    def _ended(self, attempt: Attempt) -> None:
+        self._held.pop(attempt.given.token, None)
+
+    # --- its own work
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._jobs.add(task)  # the loop alone would let it be collected
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._jobs.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("an error of apothic's own", exc_info=error)
+
+    async def _end(self, container: Container) -> None:
+        container.end_now()
+        await container.stop("its container was ended", 0.0)
+
+    def _forget(self, container: Container) -> None:
+        _log.info("gone %s", container.id)
+        self.live.pop(container.id, None)
+
+    def _resume(self) -> None:
+        for container in list(self.live.values()):
+            container.resume()
+
+    async def _end_leftovers(self) -> None:
+        await self._leftovers.end({container.pid for container in self.live.values()})
+
+    async def _watch_memory(self) -> None:
+        while True:
+            await self._clock.sleep(SAMPLE_S)
+            for container in list(self.live.values()):
+                if container.pid:
+                    container.sampled(tree_resident(container.pid))
+
+    # --- values that are too large to travel in a frame
+
+    async def _fetch(self, container: Container, attempt: Attempt) -> None:
+        packed = attempt.given.input
+        assert packed.sha256 is not None
+        path = self._files / f"in-{os.getpid()}-{next(self._numbers)}"
+        try:
+            await self._blobs.fetch(packed.sha256, path)
+        except asyncio.CancelledError:
+            path.unlink(missing_ok=True)
+            raise
+        except (ApothicError, OSError) as error:
+            message = f"the input could not be fetched: {error}"
+            failure = attempt.failure("serialization", type(error).__name__, message)
+            attempt.fetching = None
+            container.fail_waiting(attempt, failure)
+            return
+        attempt.fetching, attempt.input_path = None, path
+        container.feed()
+
+    def _ship(self, attempt: Attempt, outcome: Outcome, path: Path) -> None:
+        """Store a large result, then tell the outcome. The container is free meanwhile."""
+        kept = self._files / f"out-{os.getpid()}-{next(self._numbers)}"
+        path.rename(kept)  # out of the container's directory, which may end before we are done
+        attempt.release()
+        attempt.close_log()
+        self._spawn(self._store(attempt, outcome, kept))
+
+    async def _store(self, attempt: Attempt, outcome: Outcome, path: Path) -> None:
+        packed = outcome.value
+        assert packed is not None and packed.sha256 is not None
+        try:
+            await self._blobs.store(path, packed.sha256, packed.size)
+        except (ApothicError, OSError) as error:
+            message = f"the result could not be stored: {error}"
+            outcome = Outcome(failure=_retriable(attempt.failure("worker_lost", type(error).__name__, message)))
+        finally:
+            path.unlink(missing_ok=True)  # noqa: ASYNC240
+        attempt.tell(outcome)
+
+
+def _retriable(failure: Failure) -> Failure:
+    return replace(failure, retriable=True)

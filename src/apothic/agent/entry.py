@@ -1,0 +1,53 @@
+"""Find the function that a container is for: by module and name in the deployment's files, or by value in a file."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from apothic.agent.frames import Setup
+from apothic.errors import ConfigError
+
+
+def load(setup: Setup) -> Callable[..., Any]:
+    """Import what `setup` names and return the plain callable behind it. Raises whatever the import raises.
+
+    Also `ConfigError` for what this version does not run.
+    """
+    refuse_later(setup)
+    sys.path.insert(0, setup.code_dir)
+    spec = setup.function
+    if setup.payload_path is not None:
+        import pickle
+
+        with Path(setup.payload_path).open("rb") as source:
+            found = pickle.load(source)
+    else:
+        found = importlib.import_module(spec.module)
+        for name in spec.qualname.split("."):
+            found = getattr(found, name)
+    entry = found if inspect.isroutine(found) else getattr(found, "entry", found)
+    if not callable(entry):
+        raise TypeError(f"{spec.module}.{spec.qualname} is no function but {type(entry).__name__}")
+    if inspect.isgeneratorfunction(entry) or inspect.isasyncgenfunction(entry):
+        raise _later(spec.name, "generator functions are")
+    return entry
+
+
+def refuse_later(setup: Setup) -> None:
+    """Raise `ConfigError` for a kind of function that this version does not run."""
+    spec = setup.function
+    if spec.kind != "function":
+        raise _later(spec.name, f"functions of kind {spec.kind!r} are")
+    if spec.is_generator:
+        raise _later(spec.name, "generator functions are")
+    if spec.options.batching is not None:
+        raise _later(spec.name, "batched functions are")
+
+
+def _later(name: str, what: str) -> ConfigError:
+    return ConfigError(f"{name} cannot run here: {what} not supported yet by this version", hint="return one value")

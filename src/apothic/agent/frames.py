@@ -1,0 +1,156 @@
+"""What an agent and one of its containers say over their socket: MessagePack behind a length, one union each way.
+
+Bytes that a program prints travel as bytes: what is text, and where lines end, is decided once, by the agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from apothic.protocol.messages import Encoding, Failure, FunctionSpec
+from apothic.protocol.session import Packed
+
+Stream = Literal["stdout", "stderr"]
+T = TypeVar("T")
+
+PREFIX = 4
+# A frame holds at most an inline value and its header; anything near this is a broken peer.
+LONGEST = 256 * 1024 * 1024
+
+
+class FrameError(Exception):
+    """The other end sent what is no frame."""
+
+
+# --- agent → container ------------------------------------------------------------------------------------------
+
+
+class Setup(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="setup"):
+    """The first frame: which function this container is for. Paths are absolute."""
+
+    app: str
+    deployment: str
+    function: FunctionSpec
+    code_dir: str
+    work_dir: str
+    payload_path: str | None = None  # the function by value, when it has no module
+    payload_limit: int
+    inline_limit: int
+
+
+class Run(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="run"):
+    """One attempt. `input_path` has the bytes when `input` names a blob."""
+
+    job: str
+    attempt: int
+    input: Packed
+    input_path: str | None = None
+    accept: list[Encoding]
+    job_token: str
+    base_url: str
+
+
+class Cancel(Struct, frozen=True, kw_only=True, tag="cancel"):
+    job: str
+    attempt: int  # a late one must not strike the next attempt of the same job
+
+
+class Stop(Struct, frozen=True, kw_only=True, tag="stop"):
+    """No more work: end when idle."""
+
+
+Command = Setup | Run | Cancel | Stop
+
+# --- container → agent ------------------------------------------------------------------------------------------
+
+
+class Ready(Struct, frozen=True, kw_only=True, tag="ready"):
+    """The function is imported."""
+
+
+class StartFailed(Struct, frozen=True, kw_only=True, tag="start_failed"):
+    failure: Failure
+
+
+class Output(Struct, frozen=True, kw_only=True, tag="output"):
+    """What Python code printed. `job` is `None` when it belongs to no running job."""
+
+    job: str | None
+    stream: Stream
+    data: bytes
+
+
+class Done(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="done"):
+    """The function's value. `path` is the file with its bytes when `value` names a blob; the agent deletes it."""
+
+    job: str
+    value: Packed
+    path: str | None = None
+
+
+class Failed(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
+    """The attempt failed; `cancelled` when it was by the cancellation that was asked for."""
+
+    job: str
+    failure: Failure
+    cancelled: bool = False
+
+
+News = Ready | StartFailed | Output | Done | Failed
+
+# --- bytes ------------------------------------------------------------------------------------------------------
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(frame: Command | News) -> bytearray:
+    """Return the frame with its length in front."""
+    data = bytearray(PREFIX)
+    _encoder.encode_into(frame, data, PREFIX)
+    data[:PREFIX] = (len(data) - PREFIX).to_bytes(PREFIX, "big")
+    return data
+
+
+class Splitter(Generic[T]):
+    """Takes bytes as they come and gives whole frames of one union."""
+
+    def __init__(self, union: Any) -> None:
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(union)
+        self._held = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[T]:
+        """Yield the frames that `data` completes. Raises `FrameError` on what is no frame."""
+        held = self._held
+        held += data
+        start = 0
+        try:
+            while len(held) - start >= PREFIX:
+                size = int.from_bytes(held[start : start + PREFIX], "big")
+                if size > LONGEST:
+                    raise FrameError(f"a frame of {size:,} bytes was announced, over the limit of {LONGEST:,}")
+                end = start + PREFIX + size
+                if len(held) < end:
+                    break
+                body = bytes(held[start + PREFIX : end])
+                start = end
+                try:
+                    frame = self._decoder.decode(body)
+                except (msgspec.MsgspecError, ValueError) as error:
+                    raise FrameError(f"a frame cannot be read: {error}") from error
+                yield frame
+        finally:
+            del held[:start]
+
+
+def commands() -> Splitter[Command]:
+    """Return a splitter for what an agent sends."""
+    return Splitter(Command)
+
+
+def news() -> Splitter[News]:
+    """Return a splitter for what a container sends."""
+    return Splitter(News)

@@ -1,0 +1,137 @@
+"""Run one input: unpack it, call the function, pack what comes back. Whatever happens becomes a frame."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from apothic.agent.channel import JobCancelled
+from apothic.agent.frames import Done, Failed, Run, Setup
+from apothic.context import CURRENT, CurrentJob
+from apothic.errors import PayloadTooLargeError
+from apothic.protocol import values
+from apothic.protocol.failures import describe
+from apothic.protocol.messages import FailureKind
+
+Reply = Done | Failed
+
+
+class Performer:
+    """Knows the function and its limits. Everything here runs code of the user's, pickles' included."""
+
+    def __init__(self, setup: Setup, entry: Callable[..., Any]) -> None:
+        self.entry = entry
+        self._setup = setup
+        self._name = setup.function.name
+        self._spool_dir = Path(setup.work_dir)
+        self._pid = os.getpid()
+
+    def enter(self, run: Run) -> None:
+        """Make `run` the job of the current context."""
+        CURRENT.set(
+            CurrentJob(
+                id=run.job,
+                attempt=run.attempt,
+                app=self._setup.app,
+                function=self._name,
+                deployment_id=self._setup.deployment,
+                base_url=run.base_url,
+                token=run.job_token,
+            )
+        )
+
+    def arguments(self, run: Run) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Unpack the input. Raises `SerializationError`, or what its pickle raises."""
+        path = Path(run.input_path) if run.input_path is not None else None
+        return values.unpack_arguments(run.input, path, what=f"the arguments of {self._name}")
+
+    def plain(self, run: Run) -> Reply:
+        """Run one input of a plain function, in the thread and context it is called in."""
+        self.enter(run)
+        try:
+            args, kwargs = self.arguments(run)
+        except BaseException as error:
+            return self.failed(run, error, _packing(error))
+        try:
+            value = self.entry(*args, **kwargs)
+        except BaseException as error:
+            self._leave_fork(error)
+            return self.failed(run, error, "user")
+        self._leave_fork(None)
+        del args, kwargs  # a large input goes before a large result is packed
+        return self.done(run, value)
+
+    async def coroutine(self, run: Run) -> Reply:
+        """Run one input of an `async def` function, in a context of its own."""
+        self.enter(run)
+        try:
+            args, kwargs = self.arguments(run)
+        except BaseException as error:
+            return self.failed(run, error, _packing(error))
+        try:
+            value = await self.entry(*args, **kwargs)
+        except BaseException as error:
+            self._leave_fork(error)
+            return self.failed(run, error, "user")
+        self._leave_fork(None)
+        del args, kwargs
+        return self.done(run, value)
+
+    def done(self, run: Run, value: Any) -> Reply:
+        """Pack a value, as the caller can read it."""
+        try:
+            envelope = values.pack(
+                value,
+                payload_limit=self._setup.payload_limit,
+                inline_limit=self._setup.inline_limit,
+                what=f"the result of {self._name}",
+                allow_pickle="pickle" in run.accept,
+                spool_dir=self._spool_dir,
+            )
+        except BaseException as error:
+            return self.failed(run, error, _packing(error))
+        path = str(envelope.file) if envelope.file is not None else None
+        return Done(job=run.job, value=envelope.packed, path=path)
+
+    def failed(self, run: Run, error: BaseException, kind: FailureKind) -> Failed:
+        """Tell how an attempt failed."""
+        failure = describe(error, attempt=run.attempt, kind=kind)
+        if not failure.message and isinstance(error, JobCancelled):
+            failure = replace(failure, message="cancelled")
+        return Failed(job=run.job, failure=failure, cancelled=_by_cancellation(error))
+
+    def _leave_fork(self, error: BaseException | None) -> None:
+        """End a process that the function made by `os.fork` and that came back from it: the job is the parent's."""
+        if os.getpid() == self._pid:
+            return
+        if error is not None and not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        code = error.code if isinstance(error, SystemExit) else error is not None
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def _packing(error: BaseException) -> FailureKind:
+    if isinstance(error, PayloadTooLargeError):
+        return "payload_too_large"
+    return "serialization" if isinstance(error, Exception) or not _by_cancellation(error) else "user"
+
+
+def _by_cancellation(error: BaseException) -> bool:
+    """Tell whether `error` is the cancellation, or was raised while it was being dealt with."""
+    seen: set[int] = set()
+    now: BaseException | None = error
+    while now is not None and id(now) not in seen:
+        if isinstance(now, JobCancelled):
+            return True
+        seen.add(id(now))
+        now = now.__cause__ or now.__context__
+    return False

@@ -1,0 +1,198 @@
+"""The control plane and its agents: in the foreground, in the background, and what runs where."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from apothic.cli import local
+from apothic.cli.connection import client, given_settings, reaching, settings, shown, taking
+from apothic.cli.render import Screen, table
+from apothic.config import TABLE
+from apothic.errors import ApothicError, ConfigError, ServerUnavailableError, from_wire
+
+if TYPE_CHECKING:
+    from apothic.config import Settings
+
+_OF_SERVER = tuple(name for name, line in TABLE.items() if line.audience in ("server", "both"))
+_START_S = 60.0
+_STOP_S = 60.0  # a server first lets its containers end: the grace, and 5 s more
+
+
+@click.command()
+@taking(*_OF_SERVER)
+@click.option("--embedded", is_flag=True, hidden=True, help="End after 15 minutes without anything to do.")
+@shown
+@click.pass_obj
+def server(screen: Screen, embedded: bool) -> None:
+    """Run the control plane with a local agent, in the foreground."""
+    from apothic.clock import SystemClock
+    from apothic.control.serve import main
+    from apothic.engine.local import LocalAgent
+
+    settled = settings()
+    local.make_private(settled.data_dir)
+
+    def announce(base_url: str, gateway_url: str | None) -> None:
+        screen.show(
+            _document(base_url, gateway_url, settled.data_dir, os.getpid()), lambda: _lines(base_url, settled.data_dir)
+        )
+
+    try:
+        main(settled, LocalAgent(settled.data_dir, SystemClock()), embedded=embedded, announce=announce)
+    except OSError as error:
+        raise _unlistenable(error, settled) from None
+
+
+def _document(base_url: str, gateway_url: str | None, data_dir: Path, pid: int) -> dict[str, Any]:
+    return {"base_url": base_url, "gateway_url": gateway_url, "data_dir": str(data_dir), "pid": pid}
+
+
+def _lines(base_url: str, data_dir: Path) -> str:
+    return f"API   {base_url}\ndata  {data_dir} (the admin key is in {data_dir / 'admin.key'})"
+
+
+def _unlistenable(error: OSError, settled: Settings) -> ApothicError:
+    if error.errno == errno.EADDRINUSE:
+        who = local.port_holder(settled.port)
+        return ConfigError(
+            f"port {settled.port} of {settled.host} is taken by {who}",
+            hint="end that, or take a free port with --port 0",
+        )
+    if error.errno in (errno.EADDRNOTAVAIL, errno.EACCES):
+        return ConfigError(
+            f"cannot listen on {settled.host}:{settled.port}: {error.strerror}",
+            hint="give an address of this machine with --host, and a port from 1024 up with --port",
+        )
+    return ServerUnavailableError(f"the server cannot run: {error}", hint="apothic server --traceback tells more")
+
+
+@click.command()
+@taking(*_OF_SERVER)
+@shown
+@click.pass_obj
+def up(screen: Screen) -> None:
+    """Start the control plane with a local agent in the background; do nothing if it runs."""
+    settled = settings()
+    found = local.running(settled.data_dir)
+    if found is not None:
+        screen.show(
+            _document(found.base_url, found.gateway_url, settled.data_dir, found.pid),
+            lambda: _lines(found.base_url, settled.data_dir),
+        )
+        if not screen.as_json:
+            screen.note(f"it was running already, as process {found.pid}")
+        return
+    told = _start(settled, screen)
+    screen.show(told, lambda: _lines(told["base_url"], settled.data_dir))
+
+
+def _start(settled: Settings, screen: Screen) -> dict[str, Any]:
+    local.make_private(settled.data_dir)
+    log = settled.data_dir / "server.log"
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in given_settings().items() if name != "data_dir"]
+    command = [sys.executable, "-P", "-m", "apothic", "server", "--json", f"--data-dir={settled.data_dir}", *words]
+    with log.open("ab") as output, screen.busy("starting the server"):
+        offset = output.tell()
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )  # fmt: skip
+        told = local.first_document(log, offset, lambda: process.poll() is None, _START_S)
+    if told is not None and "error" in told:
+        wrong = told["error"]
+        raise from_wire(wrong["code"], wrong["message"], wrong["hint"], wrong["details"])
+    if told is None:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        raise ServerUnavailableError("the server did not start", hint=f"the end of {log} tells why")
+    # It stays after we are gone, so nobody here shall wait for it.
+    process.returncode = 0
+    return told
+
+
+@click.command()
+@taking("data_dir")
+@shown
+@click.pass_obj
+def down(screen: Screen) -> None:
+    """End the background server and its local agent, and wait until they are gone."""
+    folder = settings().data_dir
+    ended: dict[str, int] = {}
+    with screen.busy("stopping"):
+        for what, lock in (("server", local.SERVER_LOCK), ("agent", local.AGENT_LOCK)):
+            pid = local.holder(folder / lock)
+            if pid == 0:
+                found = local.running(folder)
+                pid = found.pid if found and what == "server" else None
+            if pid:
+                local.end(pid, _STOP_S)
+                ended[what] = pid
+    said = " and ".join(f"the {what} (process {pid})" for what, pid in ended.items())
+    document = {"data_dir": str(folder), "ended": ended}
+    screen.show(document, f"ended {said}" if ended else f"nothing was running in {folder}")
+
+
+@click.command()
+@reaching
+@click.pass_obj
+def status(screen: Screen) -> int:
+    """Say what runs where: the control plane, its agents, its apps."""
+    settled = settings()
+    found = local.running(settled.data_dir)
+    if settled.base_url is None and found is None:
+        document: dict[str, Any] = {"running": False, "data_dir": str(settled.data_dir)}
+        screen.show(document, f"no server is running in {settled.data_dir}; apothic up starts one")
+        return 3
+    from apothic.protocol import messages as m
+    from apothic.protocol.routes import HEALTHZ, LIST_AGENTS, LIST_APPS
+
+    asker = client()
+    health = asker.ask_blocking(HEALTHZ, m.ShowHealth())
+    agents = asker.ask_blocking(LIST_AGENTS, m.ListAgents()).agents
+    apps = asker.ask_blocking(LIST_APPS, m.ListApps()).apps
+    document = {"running": True, "base_url": asker.base_url, "gateway_url": found.gateway_url if found else None}
+    document |= {"data_dir": str(settled.data_dir), "health": health, "agents": agents, "apps": apps}
+    rows = [
+        [
+            one.id,
+            one.host,
+            one.pid,
+            "yes" if one.connected else "no",
+            f"{one.cpu:g}",
+            one.memory_mb,
+            one.containers,
+            one.jobs,
+        ]
+        for one in agents
+    ]
+    text = "\n\n".join(
+        [
+            f"server  {asker.base_url}, version {health.version}, process {health.pid}\ndata    {settled.data_dir}",
+            table(["agent", "host", "pid", "connected", "cpu", "memory mb", "containers", "jobs"], rows),
+            table(["app", "deployment"], [[one.name, one.deployment_id] for one in apps]),
+        ]
+    )
+    screen.show(document, text)
+    return 0
+
+
+@click.command()
+@click.option(
+    "--url", metavar="URL", help="The control plane to join; without it, the local one of the data directory."
+)
+@click.option("--key", metavar="KEY", help="What to show it.")
+@click.option("--local", "is_local", is_flag=True, hidden=True, help="Be the agent that a server starts for itself.")
+@taking("data_dir")
+@shown
+def agent(url: str | None, key: str | None, is_local: bool) -> None:
+    """Join this machine to a control plane, over one outbound connection."""
+    from apothic.agent.agent import main
+
+    main(settings(), url=url, key=key, local=is_local)

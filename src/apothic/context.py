@@ -1,0 +1,37 @@
+"""Which job this code runs in, if any. Set by the container around each input, read by user code and by handles."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CurrentJob:
+    """The job that is running here.
+
+    `id` and `attempt` together make an idempotency key for third parties: delivery is at least once.
+    """
+
+    id: str
+    attempt: int
+    app: str
+    function: str
+    deployment_id: str
+    base_url: str
+    token: str
+
+    def __repr__(self) -> str:
+        return f"<CurrentJob {self.id} {self.app}.{self.function} attempt {self.attempt}>"
+
+
+CURRENT: ContextVar[CurrentJob | None] = ContextVar("apothic_current_job", default=None)
+
+
+def current_job() -> CurrentJob | None:
+    """Return the job this code runs in, or `None` outside of any container.
+
+    >>> current_job() is None
+    True
+    """
+    return CURRENT.get()

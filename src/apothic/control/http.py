@@ -1,0 +1,302 @@
+"""Routes as an ASGI application: check the caller, decode by the table, ask the plane, encode."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, get_type_hints
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import msgspec
+
+from apothic import __version__
+from apothic.control import pages
+from apothic.control.keys import Keys, Principal, refused
+from apothic.control.plane import Asker, Plane
+from apothic.control.sessions import Sessions
+from apothic.errors import ApothicError, AuthError, InvalidRequestError, NotFoundError, PayloadTooLargeError
+from apothic.protocol.lifecycle import FINAL
+from apothic.protocol.messages import ErrorBody, ErrorReply, Health, JobResult
+from apothic.protocol.routes import ROUTES, SESSION_PATH, Route
+
+log = logging.getLogger("apothic.control")
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+JSON, MSGPACK = "application/json", "application/msgpack"
+# A batch of 500 inputs of 64 KiB, in base64, with room to spare. Larger values are blobs, which are streamed.
+LARGEST_BODY = 64 * 1024 * 1024
+NOBODY = Principal("", ())
+
+
+class _Match:
+    """A route with what is worked out once: the pattern of its path, the types of its fields."""
+
+    def __init__(self, route: Route[Any, Any]) -> None:
+        self.route = route
+        self.pattern = re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route.path))
+        self.types = get_type_hints(route.ask)
+        fields = set(self.types) - set(route.in_path)
+        self.query = set(route.query) if route.body else fields
+
+    def from_text(self, name: str, text: list[str]) -> Any:
+        """Decode one field of the path or the query by its declared type."""
+        try:
+            return msgspec.convert(text[-1], self.types[name], strict=False)
+        except msgspec.ValidationError as error:
+            raise InvalidRequestError(f"{name}: {error}") from error
+
+
+class Http:
+    """The application. One instance a server."""
+
+    def __init__(self, plane: Plane, keys: Keys, sessions: Sessions, hosts: set[str]) -> None:
+        self._plane = plane
+        self._keys = keys
+        self._sessions = sessions
+        self._hosts = hosts
+        self._matches = [_Match(route) for route in ROUTES]
+        self.requests = 0
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request or serve one agent's session."""
+        if scope["type"] == "websocket":
+            await self._session(scope, receive, send)
+        elif scope["type"] == "http":
+            self.requests += 1
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            try:
+                await self._answer(scope, headers, receive, send)
+            except Refused as refused:
+                await self._refuse(send, headers, refused.error, refused.status)
+            except ApothicError as error:
+                await self._refuse(send, headers, error, error.http)
+            except Exception:
+                log.exception("http.bug method=%s path=%s", scope["method"], scope["path"])
+                bug = ApothicError(
+                    "the server made a mistake", hint="the server's log has the traceback; please report it"
+                )
+                await self._refuse(send, headers, bug, bug.http)
+
+    async def _answer(self, scope: dict[str, Any], headers: dict[str, str], receive: Receive, send: Send) -> None:
+        self._check_origin(headers)
+        if (page := pages.find(scope["method"], scope["path"])) is not None:
+            await respond(send, 200, page.body(), page.content_type)
+            return
+        match, in_path = self._find(scope["method"], scope["raw_path"].decode("latin-1").partition("?")[0])
+        route = match.route
+        asker = Asker(await self._principal(route, headers), MSGPACK in headers.get("accept", ""))
+        fields = {name: match.from_text(name, [text]) for name, text in in_path.items()}
+        for name, texts in parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).items():
+            if name not in match.query:
+                raise InvalidRequestError(
+                    f"{route.path} has no parameter {name!r}",
+                    hint=f"it knows {', '.join(sorted(match.query)) or 'none'}",
+                )
+            fields[name] = match.from_text(name, texts)
+        if route.raw:
+            await self._blob(route, asker, route.ask(**fields), receive, send)
+            return
+        if route.body:
+            fields |= _body(match, headers, await read_all(receive))
+        reply = await getattr(self._plane, route.name)(asker, _convert(route, fields))
+        body = msgspec.msgpack.encode(reply) if asker.binary else msgspec.json.encode(reply)
+        await respond(send, status_of(reply), body, MSGPACK if asker.binary else JSON)
+
+    def _find(self, method: str, path: str) -> tuple[_Match, dict[str, str]]:
+        allowed = []
+        for match in self._matches:
+            found = match.pattern.fullmatch(path)
+            if found is None:
+                continue
+            if match.route.method == method:
+                return match, {name: unquote(text) for name, text in found.groupdict().items()}
+            allowed.append(match.route.method)
+        if allowed:
+            raise Refused(405, InvalidRequestError(f"{path} takes {', '.join(allowed)}, not {method}"))
+        raise NotFoundError(f"there is no route {path}", hint="GET /openapi.json describes them all")
+
+    def _check_origin(self, headers: dict[str, str]) -> None:
+        """Refuse a page of another origin, for every method (Ray's guard forgot DELETE: CVE-2026-27482)."""
+        host = headers.get("host", "")
+        if not allowed_host(host, self._hosts):
+            raise forbidden(f"this server is not {host!r}", hint="use the address that the server printed")
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            raise forbidden(f"requests from pages of {origin!r} are refused")
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            raise forbidden("requests from pages of another site are refused")
+
+    async def _principal(self, route: Route[Any, Any], headers: dict[str, str]) -> Principal:
+        if route.scope is None:
+            return NOBODY
+        principal = await self._identify(headers)
+        if not principal.may(route.scope):
+            raise forbidden(f"this key has not the scope {route.scope!r}", hint="ask for a key that has it")
+        return principal
+
+    async def _identify(self, headers: dict[str, str]) -> Principal:
+        scheme, _, text = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not text:
+            raise refused()
+        return await self._keys.check(text.strip())
+
+    async def _blob(self, route: Route[Any, Any], asker: Asker, ask: Any, receive: Receive, send: Send) -> None:
+        if route.method == "PUT":
+            view = await self._plane.put_blob(asker, ask, body_chunks(receive))
+            await respond(send, 200, msgspec.json.encode(view), JSON)
+            return
+        if route.method == "HEAD":
+            view = await self._plane.head_blob(asker, ask)
+            await respond(send, 200, b"", "application/octet-stream", length=view.size)
+            return
+        view, chunks = self._plane.get_blob(asker, ask)
+        await send(_start(200, "application/octet-stream", view.size))
+        async for chunk in chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _refuse(self, send: Send, headers: dict[str, str], error: ApothicError, status: int) -> None:
+        body = ErrorBody(code=error.code, message=error.message, hint=error.hint, details=error.details)
+        reply = ErrorReply(error=body)
+        more = []
+        if status in (429, 503):
+            more.append((b"retry-after", str(int(error.details.get("retry_after_s", 1))).encode()))
+        if status == 401:
+            more.append((b"www-authenticate", b"Bearer"))
+        if MSGPACK in headers.get("accept", ""):
+            await respond(send, status, msgspec.msgpack.encode(reply), MSGPACK, more=more)
+        else:
+            await respond(send, status, msgspec.json.encode(reply), JSON, more=more)
+
+    async def _session(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        await receive()  # websocket.connect
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        try:
+            self._check_origin(headers)
+            principal = await self._identify(headers)
+            if scope["path"] != SESSION_PATH or not principal.may("worker"):
+                raise forbidden("only an agent's key opens a session")
+        except (ApothicError, Refused) as error:
+            log.warning("session.refused reason=%s", error)
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await send({"type": "websocket.accept", "headers": [(b"apothic-version", __version__.encode())]})
+        await self._sessions.serve(receive, send)
+
+
+class Refused(Exception):
+    """An error under another status than its own: the key is good but not for this, say."""
+
+    def __init__(self, status: int, error: ApothicError) -> None:
+        super().__init__(error.message)
+        self.status = status
+        self.error = error
+
+
+def forbidden(message: str, hint: str = "") -> Refused:
+    """Return a 403."""
+    return Refused(403, AuthError(message, hint=hint))
+
+
+def allowed_host(host: str, known: set[str]) -> bool:
+    """Tell whether a Host header is ours: an IP address, or a name we know. A rebound name is neither."""
+    name = urlsplit(f"//{host}").hostname
+    if name is None:
+        return False
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name in known
+    return True
+
+
+def status_of(reply: Any) -> int:
+    """Return the status of a reply: 202 for a job that has not ended, 503 for a server that is not ready."""
+    if isinstance(reply, JobResult):
+        return 200 if reply.job.status in FINAL else 202
+    return 503 if isinstance(reply, Health) and not reply.ok else 200
+
+
+async def read_all(receive: Receive) -> bytes:
+    """Return a body of bounded size."""
+    body = b""
+    async for chunk in body_chunks(receive):
+        body = body + chunk if body else chunk
+        if len(body) > LARGEST_BODY:
+            raise PayloadTooLargeError(size=len(body), limit=LARGEST_BODY, what="the request's body")
+    return body
+
+
+async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:
+    """Yield a body as it comes. Raises `InvalidRequestError` when the client leaves in the middle."""
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise InvalidRequestError("the connection was closed before the body was complete")
+        more = message.get("more_body", False)
+        if message.get("body"):
+            yield message["body"]
+
+
+async def respond(
+    send: Send, status: int, body: bytes, content_type: str, *, length: int | None = None,
+    more: list[tuple[bytes, bytes]] | None = None,
+) -> None:  # fmt: skip
+    """Send a whole answer."""
+    start = _start(status, content_type, len(body) if length is None else length)
+    start["headers"] += more or []
+    await send(start)
+    await send({"type": "http.response.body", "body": body})
+
+
+def _start(status: int, content_type: str, length: int) -> dict[str, Any]:
+    headers = [
+        (b"content-type", content_type.encode()),
+        (b"content-length", str(length).encode()),
+        (b"apothic-version", __version__.encode()),
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+    return {"type": "http.response.start", "status": status, "headers": headers}
+
+
+def _body(match: _Match, headers: dict[str, str], body: bytes) -> dict[str, Any]:
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not body:
+        return _keyed(match, headers, {})
+    if kind not in (JSON, MSGPACK):
+        error = InvalidRequestError(f"the body is {kind or 'of no type'}", hint=f"send {JSON} or {MSGPACK}")
+        raise Refused(415, error)
+    try:
+        decoded = msgspec.json.decode(body) if kind == JSON else msgspec.msgpack.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"the body is not {kind}: {error}") from error
+    if match.route.body != "*":
+        return {match.route.body: decoded}
+    if not isinstance(decoded, dict):
+        raise InvalidRequestError("the body is not an object")
+    foreign = set(map(str, decoded)) & (match.query | set(match.route.in_path))
+    if foreign:
+        raise InvalidRequestError(f"{', '.join(sorted(foreign))}: belongs in the path or the query, not in the body")
+    return _keyed(match, headers, decoded)
+
+
+def _keyed(match: _Match, headers: dict[str, str], fields: dict[str, Any]) -> dict[str, Any]:
+    key = headers.get("idempotency-key")
+    if key is not None and "idempotency_key" in match.types:
+        if fields.get("idempotency_key", key) != key:
+            raise InvalidRequestError("the Idempotency-Key header and the body's idempotency_key differ")
+        fields["idempotency_key"] = key
+    return fields
+
+
+def _convert(route: Route[Any, Any], fields: dict[str, Any]) -> Any:
+    try:
+        return msgspec.convert(fields, route.ask)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise InvalidRequestError(f"the request does not fit {route.path}: {error}") from error

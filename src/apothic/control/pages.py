@@ -1,0 +1,132 @@
+"""What needs no key and is made from the route table: `/openapi.json`, and `/docs`, which shows it."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, get_type_hints
+
+import msgspec
+
+from apothic import __version__
+from apothic.errors import family
+from apothic.protocol.messages import ErrorReply
+from apothic.protocol.routes import ROUTES, Route
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page, made on first demand."""
+
+    content_type: str
+    body: Callable[[], bytes]
+
+
+def find(method: str, path: str) -> Page | None:
+    """Return the page at a path, if there is one."""
+    return PAGES.get(path) if method == "GET" else None
+
+
+@cache
+def openapi() -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of every route, from the declarations the server decodes with."""
+    asks = [get_type_hints(route.ask)[route.body] if _named(route) else route.ask for route in ROUTES]
+    kinds = [*asks, *(route.reply for route in ROUTES), ErrorReply]
+    (schemas, components) = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    paths: dict[str, Any] = {}
+    for n, route in enumerate(ROUTES):
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(
+            route, body=schemas[n], reply=schemas[len(ROUTES) + n], error=schemas[-1], components=components
+        )
+    codes = sorted({f"{cls.http} {cls.code}" for cls in family()})
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "apothic",
+            "version": __version__,
+            "description": "Errors are {error: {code, message, hint, details}}. Codes: " + ", ".join(codes),
+        },
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "An API key"}},
+        },
+    }
+
+
+def _named(route: Route[Any, Any]) -> bool:
+    return route.body not in ("", "*")
+
+
+def _operation(
+    route: Route[Any, Any], *, body: dict[str, Any], reply: dict[str, Any], error: dict[str, Any], components: Any
+) -> dict[str, Any]:
+    declared = components[route.ask.__name__]["properties"] if route.ask.__name__ in components else {}
+    # A named body is not in the components under the ask's own name; its other fields are plain.
+    declared = declared or msgspec.json.schema_components([route.ask])[1][route.ask.__name__]["properties"]
+    query = route.query or (() if route.body else tuple(name for name in declared if name not in route.in_path))
+    operation: dict[str, Any] = {
+        "operationId": route.name,
+        "summary": route.about,
+        "parameters": [
+            {"name": name, "in": place, "required": place == "path", "schema": declared[name]}
+            for place, names in (("path", route.in_path), ("query", query))
+            for name in names
+        ],
+        "responses": {
+            "200": {"description": "Done", "content": _content(route, reply)},
+            "default": {"description": "What went wrong", "content": {"application/json": {"schema": error}}},
+        },
+    }
+    if route.ask.__name__ in ("Submit", "ShowResult"):
+        operation["responses"]["202"] = {"description": "Not ended yet", "content": _content(route, reply)}
+    if route.body == "*":
+        kept = {name: part for name, part in declared.items() if name not in (*route.in_path, *route.query)}
+        body = {"type": "object", "properties": kept}
+    if route.body:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+    elif route.raw and route.method == "PUT":
+        operation["requestBody"] = {"content": {"application/octet-stream": {"schema": {"type": "string"}}}}
+    operation["security"] = [{"key": []}] if route.scope is not None else []
+    if route.scope is not None:
+        operation["x-scope"] = route.scope
+    return operation
+
+
+def _content(route: Route[Any, Any], reply: dict[str, Any]) -> dict[str, Any]:
+    if route.raw and route.method == "GET":
+        return {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    return {"application/json": {"schema": reply}}
+
+
+@cache
+def docs() -> bytes:
+    """Return the page for people: every route, its scope and its parameters. It loads nothing from elsewhere."""
+    rows = "".join(
+        f"<tr><td><code>{route.method}</code></td><td><code>{html.escape(route.path)}</code></td>"
+        f"<td>{html.escape(route.about)}</td><td>{html.escape(route.scope or 'none needed')}</td></tr>"
+        for route in ROUTES
+    )
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>apothic {__version__}: HTTP interface</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; width: 100%; }}
+th, td {{ text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid #8884; vertical-align: top; }}
+</style>
+<h1>apothic {__version__}</h1>
+<p>Send an API key as <code>Authorization: Bearer …</code>. Bodies are JSON, or MessagePack with
+<code>application/msgpack</code>. The full description is <a href="/openapi.json">/openapi.json</a>.</p>
+<table><thead><tr><th>Method</th><th>Path</th><th>What</th><th>Scope</th></tr></thead><tbody>{rows}</tbody></table>
+</html>
+""".encode()
+
+
+PAGES = {
+    "/openapi.json": Page("application/json", lambda: msgspec.json.encode(openapi())),
+    "/docs": Page("text/html; charset=utf-8", docs),
+}

@@ -1,0 +1,295 @@
+"""The control plane: one method for each route. It commits, then rings; it never acts on news, only on the store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from apothic import __version__
+from apothic.clock import Clock, wait_for
+from apothic.control.hub import Hub
+from apothic.control.keys import Keys, Principal
+from apothic.control.sessions import Sessions
+from apothic.errors import AuthError, InvalidRequestError, NotFoundError
+from apothic.protocol import messages as m
+from apothic.protocol import values
+from apothic.protocol.lifecycle import FINAL
+from apothic.protocol.session import Packed
+from apothic.store.blobs import Blobs
+from apothic.store.catalog import Catalog
+from apothic.store.fleet import Fleet
+from apothic.store.jobs import Ended, Jobs, NewJob
+
+T = TypeVar("T")
+
+# As many inputs as one transaction of about 20 ms holds; a client's pump sends no more at once either.
+LARGEST_BATCH = 500
+LARGEST_GATHER = 10_000
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Who asks, and whether the answer may hold bytes as they are (MessagePack) or needs them as text (JSON)."""
+
+    principal: Principal
+    binary: bool
+
+
+class Plane:
+    """Answers every route. Waiting answers listen first and look second, at most `max_wait_s`."""
+
+    def __init__(
+        self, *, jobs: Jobs, catalog: Catalog, fleet: Fleet, blobs: Blobs, keys: Keys, hub: Hub, sessions: Sessions,
+        clock: Clock, max_wait_s: float, inline_limit: int,
+    ) -> None:  # fmt: skip
+        self._jobs = jobs
+        self._catalog = catalog
+        self._fleet = fleet
+        self._blobs = blobs
+        self._keys = keys
+        self._hub = hub
+        self._sessions = sessions
+        self._clock = clock
+        self._max_wait_s = max_wait_s
+        self._inline_limit = inline_limit
+        self.problem: Callable[[], Awaitable[list[str]]] | None = None
+
+    # --- health -------------------------------------------------------------------------------------------------
+
+    async def healthz(self, asker: Asker, ask: m.ShowHealth) -> m.Health:
+        return m.Health(ok=True, version=__version__, pid=os.getpid())
+
+    async def readyz(self, asker: Asker, ask: m.ShowHealth) -> m.Health:
+        problems = await self.problem() if self.problem is not None else []
+        return m.Health(ok=not problems, version=__version__, pid=os.getpid(), problems=problems)
+
+    # --- apps ---------------------------------------------------------------------------------------------------
+
+    async def deploy(self, asker: Asker, ask: m.Deploy) -> m.Deployed:
+        check_manifest(ask)
+        missing = await self._catalog.missing_blobs(ask.manifest)
+        if missing:
+            return m.Deployed(missing=missing)
+        view = await self._catalog.deploy(ask.manifest)
+        return m.Deployed(deployment=await self._settled(view.id, ask.wait_s))
+
+    async def show_deployment(self, asker: Asker, ask: m.ShowDeployment) -> m.DeploymentView:
+        return await self._settled(ask.deployment, ask.wait_s)
+
+    async def _settled(self, deployment_id: str, wait_s: float) -> m.DeploymentView:
+        async def look() -> m.DeploymentView | None:
+            view = await self._catalog.deployment(deployment_id)
+            return None if view.status == "starting" else view
+
+        view = await self._wait(deployment_id, wait_s, look)
+        return view if view is not None else await self._catalog.deployment(deployment_id)
+
+    async def list_deployments(self, asker: Asker, ask: m.ListDeployments) -> m.DeploymentList:
+        return m.DeploymentList(deployments=await self._catalog.deployments(ask.app))
+
+    async def activate(self, asker: Asker, ask: m.Activate) -> m.DeploymentView:
+        return await self._catalog.activate(ask.app, ask.deployment)
+
+    async def list_apps(self, asker: Asker, ask: m.ListApps) -> m.AppList:
+        return m.AppList(apps=await self._catalog.apps())
+
+    async def show_app(self, asker: Asker, ask: m.ShowApp) -> m.AppView:
+        return await self._catalog.app(ask.app)
+
+    async def stop_app(self, asker: Asker, ask: m.StopApp) -> m.AppView:
+        return await self._catalog.stop_app(ask.app)
+
+    async def find_functions(self, asker: Asker, ask: m.FindFunctions) -> m.FunctionList:
+        if ask.app is not None:
+            await self._catalog.app(ask.app)  # an app that is not there is an error, not an empty list
+        return m.FunctionList(functions=await self._catalog.functions(ask.app, ask.name))
+
+    async def show_function(self, asker: Asker, ask: m.ShowFunction) -> m.FunctionView:
+        return await self._catalog.function(ask.function)
+
+    # --- jobs ---------------------------------------------------------------------------------------------------
+
+    async def submit(self, asker: Asker, ask: m.Submit) -> m.JobResult:
+        await self._check_invoke(asker, ask.function)
+        job = await self._jobs.submit(
+            NewJob(
+                function_id=ask.function,
+                input=self._input(ask.input, ask.args, ask.kwargs),
+                accept=tuple(ask.accept),
+                options=check_options(ask.options),
+                deployment_id=ask.deployment_id,
+                idempotency_key=check_key(ask.idempotency_key),
+                parent=asker.principal.job,
+            )
+        )
+        return await self._result(asker, job, ask.wait_s)
+
+    async def submit_batch(self, asker: Asker, ask: m.SubmitBatch) -> m.BatchSubmitted:
+        if len(ask.jobs) > LARGEST_BATCH:
+            raise InvalidRequestError(
+                f"a batch has at most {LARGEST_BATCH} jobs, this one {len(ask.jobs)}", hint="send several batches"
+            )
+        await self._check_invoke(asker, ask.function)
+        options = check_options(ask.options)
+        batch = [
+            NewJob(
+                function_id=ask.function,
+                input=self._input(job.input, job.args, job.kwargs),
+                accept=tuple(ask.accept),
+                options=options,
+                deployment_id=ask.deployment_id,
+                idempotency_key=check_key(job.idempotency_key),
+                parent=asker.principal.job,
+            )
+            for job in ask.jobs
+        ]
+        taken = await self._jobs.submit_batch(batch)
+        return m.BatchSubmitted(jobs=taken, retry_after_s=1.0 if len(taken) < len(batch) else None)
+
+    async def _check_invoke(self, asker: Asker, function_id: str) -> None:
+        if "invoke" in asker.principal.scopes or "admin" in asker.principal.scopes:
+            return
+        function = await self._catalog.function(function_id)
+        if not asker.principal.may_invoke(function.app, function.name):
+            raise AuthError(
+                f"this key may not invoke {function.app}/{function.name}", hint="ask for a key with that scope"
+            )
+
+    def _input(self, value: m.Value | None, args: list[Any] | None, kwargs: dict[str, Any] | None) -> Packed:
+        if value is not None:
+            if args is not None or kwargs is not None:
+                raise InvalidRequestError("give the input either as `input` or as `args` and `kwargs`, not both")
+            packed = values.from_wire(value)
+        else:
+            packed = values.plain_arguments(args, kwargs)
+        if packed.data is not None and len(packed.data) > self._inline_limit:
+            raise InvalidRequestError(
+                f"an input of {len(packed.data):,} bytes does not go inline, the limit is {self._inline_limit:,}",
+                hint="PUT it to /v1/blobs/{sha256} and refer to it by sha256 and size",
+            )
+        return packed
+
+    async def show_job(self, asker: Asker, ask: m.ShowJob) -> m.JobView:
+        return await self._jobs.show(ask.job)
+
+    async def result(self, asker: Asker, ask: m.ShowResult) -> m.JobResult:
+        return await self._result(asker, ask.job, ask.wait_s)
+
+    async def _result(self, asker: Asker, job: str, wait_s: float) -> m.JobResult:
+        async def look() -> Ended | None:
+            ended = await self._jobs.result(job)
+            return ended if ended.job.status in FINAL else None
+
+        ended = await self._wait(job, wait_s, look)
+        return told(asker, ended if ended is not None else await self._jobs.result(job))
+
+    async def gather(self, asker: Asker, ask: m.GatherResults) -> m.Gathered:
+        if len(ask.jobs) > LARGEST_GATHER:
+            raise InvalidRequestError(f"at most {LARGEST_GATHER} jobs can be waited for at once")
+        unknown = await self._jobs.unknown(ask.jobs)
+        if unknown:
+            raise NotFoundError(f"there is no job {unknown[0]}", details={"jobs": unknown[:100]})
+        until = self._clock.monotonic() + min(ask.wait_s, self._max_wait_s)
+        with self._hub.listen(ask.jobs) as bell:
+            ended = await self._jobs.ended(ask.jobs)
+            while not ended and (left := until - self._clock.monotonic()) > 0:
+                await wait_for(self._clock, bell.rung, left)
+                ended = await self._jobs.ended(sorted(bell.take()))
+        return m.Gathered(results=[told(asker, each) for each in ended])
+
+    async def list_jobs(self, asker: Asker, ask: m.ListJobs) -> m.JobList:
+        jobs, after = await self._jobs.list(ask)
+        return m.JobList(jobs=jobs, next=after)
+
+    async def logs(self, asker: Asker, ask: m.ShowLogs) -> m.JobLogs:
+        async def look() -> m.JobLogs | None:
+            logs = await self._jobs.logs(ask.job, after=ask.after, limit=ask.limit)
+            return logs if logs.lines or logs.ended else None
+
+        logs = await self._wait(ask.job, ask.wait_s, look)
+        return logs if logs is not None else await self._jobs.logs(ask.job, after=ask.after, limit=ask.limit)
+
+    async def cancel(self, asker: Asker, ask: m.CancelJob) -> m.JobStatus:
+        status, running = await self._jobs.cancel(ask.job)
+        if running is not None:
+            self._sessions.cancel(running)
+        return m.JobStatus(status=status)
+
+    async def retry(self, asker: Asker, ask: m.RetryJob) -> m.JobView:
+        job = await self._jobs.submit(await self._jobs.again(ask.job))
+        return await self._jobs.show(job)
+
+    # --- blobs, keys, fleet -------------------------------------------------------------------------------------
+
+    async def put_blob(self, asker: Asker, ask: m.Blob, chunks: AsyncIterator[bytes]) -> m.BlobView:
+        return await self._blobs.put(ask.sha256, chunks)
+
+    async def head_blob(self, asker: Asker, ask: m.Blob) -> m.BlobView:
+        return self._blobs.look(ask.sha256)
+
+    def get_blob(self, asker: Asker, ask: m.Blob) -> tuple[m.BlobView, AsyncIterator[bytes]]:
+        return self._blobs.look(ask.sha256), self._blobs.chunks(ask.sha256)
+
+    async def list_keys(self, asker: Asker, ask: m.ListKeys) -> m.KeyList:
+        return m.KeyList(keys=await self._catalog.keys())
+
+    async def create_key(self, asker: Asker, ask: m.CreateKey) -> m.KeyCreated:
+        return await self._keys.create(ask)
+
+    async def revoke_key(self, asker: Asker, ask: m.RevokeKey) -> m.KeyView:
+        return await self._keys.revoke(ask.key)
+
+    async def list_agents(self, asker: Asker, ask: m.ListAgents) -> m.AgentList:
+        return m.AgentList(agents=await self._fleet.agents())
+
+    # --- waiting ------------------------------------------------------------------------------------------------
+
+    async def _wait(self, topic: str, wait_s: float, look: Callable[[], Awaitable[T | None]]) -> T | None:
+        """Look until there is something, at most `wait_s` and `max_wait_s`; look again at each ring."""
+        until = self._clock.monotonic() + min(wait_s, self._max_wait_s)
+        with self._hub.listen([topic]) as bell:
+            while True:
+                seen = await look()
+                left = until - self._clock.monotonic()
+                if seen is not None or left <= 0:
+                    return seen
+                await wait_for(self._clock, bell.rung, left)
+                bell.take()
+
+
+def told(asker: Asker, ended: Ended) -> m.JobResult:
+    """Return a job's end in the asker's codec."""
+    value = values.to_wire(ended.value, binary=asker.binary) if ended.value is not None else None
+    return m.JobResult(job=ended.job, value=value)
+
+
+def check_manifest(ask: m.Deploy) -> None:
+    """Refuse a manifest that contradicts itself. Raises `InvalidRequestError`."""
+    manifest = ask.manifest
+    if manifest.app != ask.app:
+        raise InvalidRequestError(f"the path says app {ask.app!r}, the manifest {manifest.app!r}")
+    names = [spec.name for spec in manifest.functions]
+    if len(names) != len(set(names)):
+        raise InvalidRequestError("two functions of the manifest have the same name")
+    for spec in manifest.functions:
+        if not spec.payload and not (spec.module and spec.qualname):
+            raise InvalidRequestError(f"function {spec.name!r} needs a module and a qualname, or a payload")
+
+
+def check_options(options: m.CallOptions) -> m.CallOptions:
+    """Refuse numbers that make no sense. Raises `InvalidRequestError`."""
+    if options.timeout_s is not None and not 0 < options.timeout_s <= 7 * 86400:
+        raise InvalidRequestError("timeout_s is a number of seconds above 0, at most 7 days")
+    if options.expires_in_s is not None and options.expires_in_s <= 0:
+        raise InvalidRequestError("expires_in_s is a number of seconds above 0")
+    return options
+
+
+def check_key(key: str | None) -> str | None:
+    """Refuse an idempotency key that is empty or over 200 characters. Raises `InvalidRequestError`."""
+    # An empty key that counted as one made ghost executions elsewhere (dbos-transact-py#759).
+    if key is not None and not 1 <= len(key) <= 200:
+        raise InvalidRequestError("an idempotency key has 1 to 200 characters", hint="leave it out for none")
+    return key

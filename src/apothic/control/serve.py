@@ -1,0 +1,253 @@
+"""Puts the control plane together: the only place where its parts are constructed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import random
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import uvicorn
+import uvloop
+
+from apothic import __version__
+from apothic.clock import Clock, SystemClock, wait_for
+from apothic.config import Settings
+from apothic.control.http import Http
+from apothic.control.hub import Hub
+from apothic.control.keys import Keys, write_private
+from apothic.control.plan import plan
+from apothic.control.plane import Plane
+from apothic.control.sessions import Sessions
+from apothic.control.sweeps import idle, sweep
+from apothic.errors import ConfigError, ServerUnavailableError
+from apothic.probe import Probe, from_environment
+from apothic.protocol.session import Welcome
+from apothic.store.blobs import Blobs
+from apothic.store.catalog import Catalog
+from apothic.store.db import Database
+from apothic.store.dispatch import Dispatcher
+from apothic.store.fleet import Fleet
+from apothic.store.jobs import Jobs
+
+Announce = Callable[[str, str | None], None]
+
+
+class Engine(Protocol):
+    """Where agents come from."""
+
+    async def keep(self, control: ControlPlane) -> None:
+        """Keep agents alive, until cancelled."""
+        ...
+
+    async def ended(self, control: ControlPlane, within_s: float) -> None:
+        """Wait until the agents it started are gone, and see to it."""
+        ...
+
+
+log = logging.getLogger("apothic.control")
+
+
+class ControlPlane:
+    """Every part of a control plane, made from settings, a clock and a probe."""
+
+    def __init__(self, settings: Settings, clock: Clock, probe: Probe) -> None:
+        data_dir = settings.data_dir
+        self.hub = Hub()
+        self.db = Database(data_dir / "apothic.db", probe=probe, durable=settings.durability == "full")
+        self.catalog = Catalog(self.db, clock)
+        self.jobs = Jobs(self.db, clock, self.hub.ring, random.Random())
+        self.fleet = Fleet(self.db, clock, self.jobs, self.hub.ring, settings.lease_s)
+        self.blobs = Blobs(data_dir / "blobs", self.db, clock, probe, settings.payload_limit)
+        self.keys = Keys(self.catalog, clock)
+        welcome = Welcome(
+            lease_s=settings.lease_s,
+            grace_s=settings.grace_s,
+            startup_timeout_s=settings.startup_timeout_s,
+            payload_limit=settings.payload_limit,
+            inline_limit=settings.inline_limit,
+        )
+        self.sessions = Sessions(self.fleet, welcome, probe)
+        dispatcher = Dispatcher(
+            self.jobs, clock, plan=plan, push=self.sessions.push, sign=self.keys.sign, ring=self.hub.ring,
+            lease_s=settings.lease_s,
+        )  # fmt: skip
+        self.db.last_word = dispatcher.last_word
+        self.plane = Plane(
+            jobs=self.jobs, catalog=self.catalog, fleet=self.fleet, blobs=self.blobs, keys=self.keys, hub=self.hub,
+            sessions=self.sessions, clock=clock, max_wait_s=settings.max_wait_s, inline_limit=settings.inline_limit,
+        )  # fmt: skip
+        self.http = Http(self.plane, self.keys, self.sessions, known_hosts(settings.host))
+        self.plane.problem = self._problems
+
+    async def open(self, data_dir: Path) -> None:
+        """Open the store and the keys, and begin this control plane's life."""
+        self.db.open()
+        await self.keys.open(self.jobs)
+        await self.keys.from_file(data_dir / "admin.key", "admin of this data directory", ["admin"])
+        await self.keys.from_file(data_dir / "agent.key", "agent of this data directory", ["worker"])
+        await self.fleet.restart()
+
+    async def _problems(self) -> list[str]:
+        problems = [] if len(self.sessions) else ["no agent is connected"]
+        try:
+            await self.jobs.expire()
+        except Exception as error:
+            problems.append(f"the store takes no writes: {error}")
+        return problems
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with its start told and its signals left to us."""
+
+    def __init__(self, config: uvicorn.Config, started: asyncio.Event) -> None:
+        super().__init__(config)
+        self._told = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._told.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def main(settings: Settings, engine: Engine, *, embedded: bool, announce: Announce) -> None:
+    """Run a control plane, with the agents that `engine` starts, until SIGINT or SIGTERM.
+
+    `announce(base_url, gateway_url)` is called once requests are accepted. Raises `OSError` when the port cannot be
+    had, `ConfigError` for a data directory that cannot be used, `ServerUnavailableError` when it has a server already.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    with locked(settings.data_dir), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        listener = bind(settings.host, settings.port)
+        runner.run(_serve(settings, engine, listener, embedded=embedded, announce=announce))
+
+
+async def _serve(
+    settings: Settings, engine: Engine, listener: socket.socket, *, embedded: bool, announce: Announce
+) -> None:
+    clock = SystemClock()
+    control = ControlPlane(settings, clock, from_environment(os.environ.get("APOTHIC_PROBE", "")))
+    await control.open(settings.data_dir)
+    stopping, started = asyncio.Event(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    server = _Server(_uvicorn(control.http), started)
+    answering = asyncio.create_task(server.serve([listener]))
+    await started.wait()
+    base_url = url_of(listener)
+    document = {"base_url": base_url, "gateway_url": None, "data_dir": str(settings.data_dir), "pid": os.getpid()}
+    about = settings.data_dir / "server.json"
+    write_private(about, json.dumps({**document, "version": __version__}) + "\n")
+    announce(base_url, None)
+    loops = [asyncio.create_task(sweep(control.jobs, control.fleet, clock)), asyncio.create_task(engine.keep(control))]
+    if embedded:
+        loops.append(asyncio.create_task(idle(clock, control.jobs, lambda: control.http.requests, stopping.set)))
+    await stopping.wait()
+    log.info("server.stopping")
+    await _stop(control, engine, loops, clock, settings.grace_s)
+    server.should_exit = True
+    await answering
+    await control.db.close()
+    about.unlink(missing_ok=True)
+
+
+async def _stop(
+    control: ControlPlane, engine: Engine, loops: list[asyncio.Task[None]], clock: Clock, grace_s: float
+) -> None:
+    """Let the agents finish what they can within the grace; then end the loops."""
+    for task in loops[1:]:
+        task.cancel()
+    control.sessions.leave("the server stops")
+    until = clock.monotonic() + grace_s + 10.0
+    while len(control.sessions) and clock.monotonic() < until:
+        control.sessions.changed.clear()
+        await wait_for(clock, control.sessions.changed, until - clock.monotonic())
+    await engine.ended(control, 5.0)
+    control.sessions.close()
+    loops[0].cancel()
+    await asyncio.gather(*loops, return_exceptions=True)
+
+
+def _uvicorn(app: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="websockets-sansio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        ws_max_size=256 * 1024 * 1024,
+        # Pings find a half-open session; frames of a busy agent may hold them up for a while.
+        ws_ping_interval=20.0,
+        ws_ping_timeout=20.0,
+        ws_per_message_deflate=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=1,
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket; port 0 takes a free one. Raises `OSError`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # IPPROTO_TCP aloud: without it asyncio leaves Nagle on for accepted sockets, 44 ms a request instead of 3
+    # (uvicorn#3149).
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    listener.listen(2048)
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the address that a client on this machine uses."""
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def known_hosts(host: str) -> set[str]:
+    """Return the names by which this server may be addressed."""
+    return {"localhost", host, socket.gethostname(), socket.getfqdn()} - {""}
+
+
+@contextlib.contextmanager
+def locked(data_dir: Path) -> Iterator[None]:
+    """Hold the data directory; one server at a time has it.
+
+    Raises `ConfigError` when the directory cannot be used, `ServerUnavailableError` when another server has it.
+    """
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (data_dir / "server.lock").open("a+")
+    except OSError as error:
+        raise ConfigError(
+            f"the data directory {data_dir} cannot be used: {error.strerror}",
+            hint="choose one you may write to, with --data-dir or APOTHIC_DATA_DIR",
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServerUnavailableError(
+                f"a server runs in {data_dir} already", hint="`apothic status` shows it, `apothic down` ends it"
+            ) from None
+        yield

@@ -1,0 +1,153 @@
+"""The control plane's end of the agents' sessions: frames down as they come, news up in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from apothic.probe import Probe
+from apothic.protocol.session import (
+    Acknowledge,
+    CancelAttempt,
+    Downward,
+    Hello,
+    Leave,
+    Renew,
+    Renewed,
+    Reports,
+    Upward,
+    Welcome,
+)
+from apothic.store.fleet import Fleet
+from apothic.store.jobs import Running
+
+log = logging.getLogger("apothic.control")
+_decode = msgspec.msgpack.Decoder(Upward).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Session:
+    """One websocket of one agent."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._frames: asyncio.Queue[Downward | None] = asyncio.Queue()
+        self.agent = ""
+
+    def push(self, frame: Downward | None) -> None:
+        """Send a frame as soon as those before it are sent; `None` closes the session."""
+        self._frames.put_nowait(frame)
+
+    async def send_all(self, welcome: Welcome) -> None:
+        """Send the welcome, then whatever is pushed, until the session is closed."""
+        frame: Downward | None = welcome
+        while frame is not None:
+            await self._send({"type": "websocket.send", "bytes": _encode(frame)})
+            frame = await self._frames.get()
+        await self._send({"type": "websocket.close", "code": 1001})
+
+
+class Sessions:
+    """All sessions by agent. What is pushed to an agent that is not here is dropped: its next hello sets it right."""
+
+    def __init__(self, fleet: Fleet, welcome: Welcome, probe: Probe) -> None:
+        self._fleet = fleet
+        self._welcome = welcome
+        self._probe = probe
+        self._sessions: dict[str, Session] = {}
+        self.changed = asyncio.Event()
+
+    def push(self, agent: str, frame: Downward) -> None:
+        """Send a frame to an agent."""
+        session = self._sessions.get(agent)
+        if session is not None:
+            self._probe.reach("dispatch.push")
+            session.push(frame)
+
+    def cancel(self, running: Running) -> None:
+        """Tell an agent to end an attempt."""
+        self.push(running.agent, CancelAttempt(job=running.job, token=running.token))
+
+    def leave(self, reason: str) -> None:
+        """Ask every agent to finish and end."""
+        for agent in list(self._sessions):
+            self.push(agent, Leave(reason=reason))
+
+    def close(self) -> None:
+        """Close every session; the agents keep their containers and come back."""
+        for session in self._sessions.values():
+            session.push(None)
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    async def serve(self, receive: Receive, send: Send) -> None:
+        """Run one session from hello to its end."""
+        session = Session(send)
+        sending: asyncio.Task[None] | None = None
+        applying: set[asyncio.Task[None]] = set()
+        try:
+            while (message := await receive())["type"] == "websocket.receive":
+                frame = _decode(message.get("bytes") or b"")
+                if isinstance(frame, Hello):
+                    sending = await self._hello(session, frame)
+                elif sending is not None:
+                    # Started in order, they reach the writer in order; none waits for the commit of the one before.
+                    task = asyncio.create_task(self._apply(session, frame))
+                    applying.add(task)
+                    task.add_done_callback(applying.discard)
+        except msgspec.DecodeError as error:
+            log.warning("session.garbage agent=%s error=%s", session.agent, error)
+            await send({"type": "websocket.close", "code": 1007})
+        finally:
+            if sending is not None:
+                sending.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await sending
+            await self._ended(session)
+
+    async def _hello(self, session: Session, hello: Hello) -> asyncio.Task[None]:
+        session.agent = hello.agent
+        before = self._sessions.get(hello.agent)
+        if before is not None:
+            before.push(None)
+        # Registered before the store knows the agent: what is pushed by that very commit waits behind the welcome.
+        self._sessions[hello.agent] = session
+        reconciled = await self._fleet.hello(hello)
+        log.info("session.hello agent=%s pid=%d containers=%d", hello.agent, hello.pid, len(hello.containers))
+        welcome = msgspec.structs.replace(
+            self._welcome, dead_leases=reconciled.dead_leases, dead_containers=reconciled.dead_containers
+        )
+        for running in reconciled.cancelling:
+            self.cancel(running)
+        self.changed.set()
+        return asyncio.create_task(session.send_all(welcome))
+
+    async def _apply(self, session: Session, frame: Reports | Renew) -> None:
+        try:
+            if isinstance(frame, Reports):
+                await self._fleet.reports(session.agent, frame)
+                self._probe.reach("report.reply")
+                session.push(Acknowledge(number=frame.number))
+            else:
+                await self._fleet.renew(session.agent)
+                session.push(Renewed(number=frame.number))
+        except Exception:
+            # Not acknowledged, so it will come again: on a full disk, once there is space.
+            log.exception("session.refused agent=%s number=%d", session.agent, frame.number)
+            session.push(None)
+
+    async def _ended(self, session: Session) -> None:
+        if self._sessions.get(session.agent) is session:
+            del self._sessions[session.agent]
+            self.changed.set()
+            log.info("session.ended agent=%s", session.agent)
+            await self._fleet.disconnected(session.agent)

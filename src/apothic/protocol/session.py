@@ -1,0 +1,171 @@
+"""What an agent and the control plane say over the agent's session: MessagePack frames, one tagged union each way.
+
+A value travels here as the bytes that are stored (`Packed`): nobody between caller and container takes it apart.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from apothic.protocol.messages import Encoding, Failure, FunctionSpec, PickleHeader, SourceFile
+
+
+class Packed(Struct, frozen=True, kw_only=True, omit_defaults=True, array_like=False):
+    """A packed value: JSON text or pickle bytes in `data`, or a blob's name and size. Also the store's own form."""
+
+    encoding: Encoding
+    data: bytes | None = None
+    sha256: str | None = None
+    size: int = 0
+    header: PickleHeader | None = None
+    repr: str | None = None
+
+
+class Lease(Struct, frozen=True, kw_only=True):
+    """The right to write to a job: its attempt, and the token that every write presents."""
+
+    job: str
+    attempt: int
+    token: str
+
+
+# --- agent → control plane --------------------------------------------------------------------------------------
+
+
+class ContainerNews(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a container stands now. `failure` says why one that never became ready is gone."""
+
+    id: str
+    state: Literal["starting", "ready", "gone"]
+    pid: int = 0
+    failure: Failure | None = None
+
+
+class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
+    """The first frame of a session, also of a new one after a cut: who I am, what I have, what still runs."""
+
+    agent: str
+    version: str
+    host: str
+    pid: int
+    cpu: float
+    memory_mb: int
+    gpus: list[str] = []
+    containers: list[ContainerNews] = []
+    leases: list[Lease] = []
+
+
+class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    stream: Literal["stdout", "stderr", "system"]
+    text: str
+    at: float
+    cont: bool = False
+
+
+class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How an attempt ended: a `value`, a `failure`, or given back unbegun (`requeue` has the reason)."""
+
+    value: Packed | None = None
+    failure: Failure | None = None
+    requeue: str | None = None
+
+
+class Report(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """News of one attempt. `seq` rises by 1 from 0 within it, so a report that comes twice counts once."""
+
+    job: str
+    attempt: int
+    token: str
+    seq: int
+    at: float
+    began: bool = False
+    lines: list[Line] = []
+    outcome: Outcome | None = None
+
+
+class Reports(Struct, frozen=True, kw_only=True, tag="reports", omit_defaults=True):
+    """All that was ready at one moment. `number` rises by 1 within the agent's life and is acknowledged."""
+
+    number: int
+    reports: list[Report] = []
+    containers: list[ContainerNews] = []
+
+
+class Renew(Struct, frozen=True, kw_only=True, tag="renew"):
+    """All my leases, for another term."""
+
+    number: int
+
+
+Upward = Hello | Reports | Renew
+
+# --- control plane → agent --------------------------------------------------------------------------------------
+
+
+class Welcome(Struct, frozen=True, kw_only=True, tag="welcome"):
+    """The limits that hold here, and which of the agent's leases and containers no longer count."""
+
+    lease_s: float
+    grace_s: float
+    startup_timeout_s: float
+    payload_limit: int
+    inline_limit: int
+    dead_leases: list[str] = []  # tokens
+    dead_containers: list[str] = []
+
+
+class StartContainer(Struct, frozen=True, kw_only=True, tag="start"):
+    container: str
+    deployment: str
+    app: str
+    function: FunctionSpec
+    files: list[SourceFile]
+
+
+class StopContainer(Struct, frozen=True, kw_only=True, tag="stop"):
+    container: str
+    reason: str
+
+
+class Assignment(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One attempt for a container. `job_token` is what the job may call others with."""
+
+    container: str
+    job: str
+    attempt: int
+    token: str
+    input: Packed
+    timeout_s: float
+    accept: list[Encoding]
+    job_token: str
+
+
+class Work(Struct, frozen=True, kw_only=True, tag="work"):
+    assignments: list[Assignment]
+
+
+class CancelAttempt(Struct, frozen=True, kw_only=True, tag="cancel"):
+    job: str
+    token: str
+
+
+class Acknowledge(Struct, frozen=True, kw_only=True, tag="ack"):
+    """Everything up to frame `number` is on disk."""
+
+    number: int
+
+
+class Renewed(Struct, frozen=True, kw_only=True, tag="renewed"):
+    number: int
+    dead_leases: list[str] = []
+
+
+class Leave(Struct, frozen=True, kw_only=True, tag="leave"):
+    """Finish, or give back within the grace, and end."""
+
+    reason: str
+
+
+Downward = Welcome | StartContainer | StopContainer | Work | CancelAttempt | Acknowledge | Renewed | Leave

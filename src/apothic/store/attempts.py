@@ -1,0 +1,204 @@
+"""The moves of a job: each a conditional UPDATE by the lifecycle table, together with its events.
+
+These are functions of a transaction; `jobs.py` and `fleet.py` open the transactions.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+import msgspec
+
+from apothic.errors import ConflictError
+from apothic.protocol.lifecycle import FINAL, LEASED, Move, Status
+from apothic.protocol.messages import Failure
+from apothic.protocol.session import Line, Outcome, Packed, Report
+from apothic.store import events, views
+from apothic.store.db import Tx
+from apothic.store.verdicts import Facts, Verdict, after_drain, after_failure
+
+
+class Moves:
+    """Moves jobs inside a transaction. `now` is wall time; `ring` is told of each job that moved, after the commit."""
+
+    def __init__(self, tx: Tx, now: float, dice: float) -> None:
+        self.tx = tx
+        self.now = now
+        self.dice = dice
+        self.moved: list[str] = []
+
+    def queue(self, job: int, job_id: str) -> None:
+        """Record that a job was accepted."""
+        events.append(self.tx, job, 0, [(events.STATUS, self._status(Status.QUEUED, 0))])
+        self.moved.append(job_id)
+        self.tx.queue_changed = True
+
+    def claim(self, job: sqlite3.Row, container_id: str, token: str, expires_at: float) -> int:
+        """Give the job's next attempt to a container; return the attempt's number."""
+        attempt = int(job["attempt"]) + 1
+        self._take(job, Move.CLAIM, attempts=1)
+        self.tx.run(
+            "insert_lease",
+            job=job["seq"],
+            token=token,
+            attempt=attempt,
+            container_id=container_id,
+            expires_at=expires_at,
+        )
+        self.tx.run("container_idle", id=container_id, now=None)
+        return attempt
+
+    def report(self, report: Report, monotonic: float) -> bool:
+        """Apply an agent's news of an attempt, once. Return whether its lease still counts."""
+        job = self.tx.one("leased_job", token=report.token)
+        if job is None or job["id"] != report.job:
+            return False
+        if report.seq <= job["last_report"]:
+            return True
+        if report.seq != job["last_report"] + 1:
+            # One before it failed to be stored (a full disk): refuse, so that the agent sends both again, in order.
+            raise ConflictError(f"{report.job}: report {report.seq} came before report {job['last_report'] + 1}")
+        self.tx.run("touch_report", job=job["seq"], seq=report.seq)
+        if report.began and job["status"] == Status.STARTING:
+            self._take(job, Move.BEGIN, started_at=report.at)
+            job = self.tx.one("leased_job", token=report.token)
+            assert job is not None
+        if report.outcome is None:
+            self._append_lines(job, report.lines)
+        else:
+            self.end(job, report.outcome, report.lines, monotonic)
+        return True
+
+    def end(self, job: sqlite3.Row, outcome: Outcome, lines: list[Line], monotonic: float) -> None:
+        """End a leased attempt: its last lines, then what becomes of the job."""
+        self._append_lines(job, lines)
+        if outcome.value is not None and job["status"] in (Status.RUNNING, Status.CANCELLING):
+            self._succeed(job, outcome.value)
+        elif outcome.failure is not None:
+            verdict = after_failure(_facts(job), outcome.failure, self.dice)
+            self._fail(job, verdict, outcome.failure)
+        else:
+            reason = outcome.requeue or "given back"
+            verdict = after_drain(_facts(job))
+            lost = Failure(kind="worker_lost", type="WorkerLost", message=f"moved too often: {reason}")
+            self._fail(job, verdict, lost, reason=reason)
+        self.tx.run("container_idle", id=job["container_id"], now=monotonic)
+        self.tx.queue_changed = True
+
+    def cancel(self, job: sqlite3.Row) -> Status:
+        """Ask for a job's end; return its status now. A job that has ended, or is being cancelled, stays as it is."""
+        status = Status(job["status"])
+        if status in FINAL or status == Status.CANCELLING:
+            return status
+        if status in LEASED:
+            self._take(job, Move.CANCEL)
+            return Status.CANCELLING
+        self._fail(job, Verdict(Move.CANCEL), cancelled())
+        self.tx.queue_changed = True
+        return Status.CANCELLED
+
+    def fail_waiting(self, job: sqlite3.Row, failure: Failure) -> None:
+        """End a job that was never begun."""
+        self._fail(job, Verdict(Move.FAIL), failure)
+        self.tx.queue_changed = True
+
+    # --- the steps ----------------------------------------------------------------------------------------------
+
+    def _succeed(self, job: sqlite3.Row, value: Packed) -> None:
+        status, attempt = self._move(job, Move.SUCCEED, result=views.encode(value), result_sha256=value.sha256)
+        self._finish(job, status, attempt, (events.RESULT, {"attempt": attempt}))
+
+    def _fail(self, job: sqlite3.Row, verdict: Verdict, failure: Failure, *, reason: str | None = None) -> None:
+        spent: dict[str, Any] = {verdict.budget: 1} if verdict.budget else {}
+        if verdict.move == Move.RETRY:
+            detail = {"kind": failure.kind, "type": failure.type, "message": failure.message[:500]}
+            # No delay at all is 0, "at once"; a delay is an instant of wall time.
+            at = self.now + verdict.delay_s if verdict.delay_s > 0 else 0.0
+            self._take(job, Move.RETRY, reason="backoff", detail=detail, run_at=at, **spent)
+            return
+        if verdict.move == Move.REQUEUE:
+            self._take(job, Move.REQUEUE, reason=reason, **spent)
+            return
+        if verdict.move in (Move.BURY, Move.CANCEL):
+            failure = cancelled()
+        failure = _of_attempt(failure, int(job["attempt"]))
+        sha256 = failure.payload.sha256 if failure.payload is not None else None
+        status, attempt = self._move(job, verdict.move, failure=views.encode(failure), failure_sha256=sha256, **spent)
+        self._finish(job, status, attempt, (events.ERROR, error_data(failure)))
+
+    def _finish(self, job: sqlite3.Row, status: Status, attempt: int, outcome: events.Event) -> None:
+        end: dict[str, Any] = {"status": status.value, "attempts": attempt}
+        events.append(
+            self.tx, job["seq"], attempt, [(events.STATUS, self._status(status, attempt)), outcome, (events.END, end)]
+        )
+
+    def _take(self, job: sqlite3.Row, move: Move, *, reason: Any = None, detail: Any = None, **changes: Any) -> None:
+        status, attempt = self._move(job, move, **changes)
+        data = self._status(status, attempt, reason=reason, detail=detail)
+        # A cancel or a retry belongs to the attempt it ends; a claim opens the next.
+        events.append(self.tx, job["seq"], attempt, [(events.STATUS, data)])
+
+    def _move(self, job: sqlite3.Row, move: Move, **changes: Any) -> tuple[Status, int]:
+        values = dict.fromkeys(("run_at", "started_at", "result", "result_sha256", "failure", "failure_sha256"))
+        counts = dict.fromkeys(("attempts", "user_failures", "crashes", "drains"), 0)
+        row = self.tx.one("move_job", job=job["seq"], move=move.value, now=self.now, **{**values, **counts, **changes})
+        if row is None:
+            raise IllegalMove(f"{job['id']} is {job['status']}: it cannot {move.value}")
+        self.moved.append(job["id"])
+        return Status(row["status"]), int(row["attempt"])
+
+    def _append_lines(self, job: sqlite3.Row, lines: list[Line]) -> None:
+        if lines:
+            events.append_lines(self.tx, job["seq"], int(job["attempt"]), lines, job["stream_window"])
+            self.moved.append(job["id"])
+
+    def _status(self, status: Status, attempt: int, *, reason: Any = None, detail: Any = None) -> dict[str, Any]:
+        data: dict[str, Any] = {"status": status.value, "attempt": attempt, "at": self.now}
+        if reason is not None:
+            data["reason"] = reason
+        if detail is not None:
+            data["detail"] = detail
+        return data
+
+
+class IllegalMove(Exception):
+    """The lifecycle table has no such arrow; nothing was changed."""
+
+
+def cancelled() -> Failure:
+    """Return what a cancelled job's error says."""
+    return Failure(kind="cancelled", type="JobCancelled", message="the job was cancelled")
+
+
+def error_data(failure: Failure) -> dict[str, Any]:
+    """Return the data of a job.error event; the exception's own pickle is with the job."""
+    data: dict[str, Any] = {
+        "kind": failure.kind,
+        "type": failure.type,
+        "message": failure.message,
+        "traceback": failure.traceback,
+        "attempt": failure.attempt,
+        "retriable": failure.retriable,
+    }
+    for name in ("cause", "exit"):
+        if getattr(failure, name) is not None:
+            data[name] = getattr(failure, name)
+    if failure.log_tail:
+        data["log_tail"] = failure.log_tail
+    return data
+
+
+def _facts(job: sqlite3.Row) -> Facts:
+    return Facts(
+        status=Status(job["status"]),
+        delivery=job["delivery"],
+        retries=views.retries(job["retries"]),
+        user_failures=job["user_failures"],
+        crashes=job["crashes"],
+        drains=job["drains"],
+    )
+
+
+def _of_attempt(failure: Failure, attempt: int) -> Failure:
+    return failure if failure.attempt == attempt else msgspec.structs.replace(failure, attempt=attempt)

@@ -1,0 +1,187 @@
+"""The last word of a transaction that changed the queue: look at the picture, plan, claim.
+
+It runs in the writer's own transaction, so a job is accepted and given to a container in one commit, and two
+dispatchers can never give out the same job.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+from collections.abc import Callable
+from functools import partial
+
+from apothic.clock import Clock
+from apothic.protocol import ids
+from apothic.protocol.messages import Failure
+from apothic.protocol.session import Assignment, Downward, StartContainer, StopContainer, Work
+from apothic.store import views
+from apothic.store.attempts import Moves
+from apothic.store.catalog import mark_failed
+from apothic.store.db import Tx
+from apothic.store.jobs import Jobs
+from apothic.store.picture import Host, Picture, Place, Refuse, Seat, Start, Step, Stop, Wanted
+
+Plan = Callable[[Picture], list[Step]]
+Push = Callable[[str, Downward], None]  # (agent id, frame), called on the loop after the commit
+Sign = Callable[[str, int], str]  # (job id, attempt) → the token the job may call others with
+
+
+class Dispatcher:
+    """Reads the picture, lets `plan` decide, writes what it decided, and pushes it once it is on disk."""
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        clock: Clock,
+        *,
+        plan: Plan,
+        push: Push,
+        sign: Sign,
+        ring: Callable[[str], None],
+        lease_s: float,
+    ) -> None:
+        self._jobs = jobs
+        self._clock = clock
+        self._plan = plan
+        self._push = push
+        self._sign = sign
+        self._ring = ring
+        self._lease_s = lease_s
+
+    def last_word(self, tx: Tx) -> None:
+        """Place all that can be placed now."""
+        picture = read_picture(tx, self._clock.now(), self._clock.monotonic())
+        steps = self._plan(picture)
+        if not steps:
+            return
+        moves = self._jobs.moves(tx)
+        frames: dict[str, list[Downward]] = {}
+        agents = {seat.container: seat.agent for seat in picture.seats}
+        for step in steps:
+            match step:
+                case Place(version, container, count):
+                    work = self._claim(tx, moves, version, container, count)
+                    frames.setdefault(agents[container], []).extend(work)
+                case Start(version, agent, count):
+                    container = ids.new("ctr", self._clock.now())
+                    frames.setdefault(agent, []).append(self._start(tx, version, agent, container))
+                    frames[agent] += self._claim(tx, moves, version, container, count)
+                case Stop(container, reason):
+                    tx.run("container_stopping", id=container)
+                    frames.setdefault(agents[container], []).append(StopContainer(container=container, reason=reason))
+                case Refuse(version, message):
+                    self._refuse(tx, moves, version, message)
+        for agent, waiting in frames.items():
+            for frame in joined(waiting):
+                tx.then(partial(self._push, agent, frame))
+
+    def _claim(self, tx: Tx, moves: Moves, version: int, container: str, count: int) -> list[Downward]:
+        if count == 0:
+            return []
+        assignments = []
+        for job in tx.all("due_jobs", version=version, now=self._clock.now(), limit=count):
+            token = secrets.token_hex(16)
+            attempt = moves.claim(job, container, token, self._clock.monotonic() + self._lease_s)
+            assignments.append(
+                Assignment(
+                    container=container,
+                    job=job["id"],
+                    attempt=attempt,
+                    token=token,
+                    input=views.packed(job["input"]),
+                    timeout_s=job["timeout_s"],
+                    accept=json.loads(job["accept"]),
+                    job_token=self._sign(job["id"], attempt),
+                )
+            )
+        return [Work(assignments=assignments)] if assignments else []
+
+    def _start(self, tx: Tx, version: int, agent: str, container: str) -> StartContainer:
+        tx.run("insert_container", id=container, agent_id=agent, version=version)
+        row = tx.one("version_start", id=version)
+        assert row is not None
+        return StartContainer(
+            container=container,
+            deployment=row["deployment_id"],
+            app=row["app"],
+            function=views.spec(row["spec"]),
+            files=views.manifest(row["manifest"]).files,
+        )
+
+    def _refuse(self, tx: Tx, moves: Moves, version: int, message: str) -> None:
+        failure = Failure(kind="unsatisfiable", type="Unsatisfiable", message=message)
+        for job in tx.all("waiting_jobs_of_version", version=version):
+            moves.fail_waiting(job, failure)
+        row = tx.one("version_start", id=version)
+        assert row is not None
+        if tx.one("deployment_starting", id=row["deployment_id"]) is not None:
+            mark_failed(tx, row["deployment_id"], failure)
+            tx.then(lambda: self._ring(row["deployment_id"]))
+
+
+def read_picture(tx: Tx, now: float, monotonic: float) -> Picture:
+    """Read how things stand, in the transaction's own snapshot."""
+    due = [(row, _due(tx, row, now)) for row in tx.all("wanting")]
+    wanted = [_wanted(row, count) for row, count in due if count]
+    have = {each.version for each in wanted}
+    wanted += [_wanted(row, 0, proof=True) for row in tx.all("proofs") if row["id"] not in have]
+    return Picture(
+        now=monotonic,
+        wanted=tuple(wanted),
+        seats=tuple(
+            Seat(
+                container=row["id"],
+                agent=row["agent_id"],
+                version=row["version"],
+                app=row["app"],
+                state=row["state"],
+                connected=bool(row["connected"]),
+                slots=row["slots"],
+                taken=row["taken"],
+                cpu=row["cpu"],
+                memory_mb=row["memory_mb"],
+                keep_warm_s=row["keep_warm_s"],
+                idle_since=row["idle_since"],
+                current=row["status"] in ("live", "starting"),
+            )
+            for row in tx.all("seats")
+        ),
+        hosts=tuple(
+            Host(row["id"], row["cpu"], row["memory_mb"], tuple(json.loads(row["gpus"]))) for row in tx.all("hosts")
+        ),
+    )
+
+
+def joined(frames: list[Downward]) -> list[Downward]:
+    """Let neighbouring work share a frame."""
+    out: list[Downward] = []
+    for frame in frames:
+        if out and isinstance(frame, Work) and isinstance(last := out[-1], Work):
+            out[-1] = Work(assignments=last.assignments + frame.assignments)
+        else:
+            out.append(frame)
+    return out
+
+
+def _due(tx: Tx, row: sqlite3.Row, now: float) -> int:
+    placeable = row["max_containers"] * max(row["slots"], row["per_container"])
+    count = tx.one("due", version=row["id"], now=now, limit=placeable)
+    assert count is not None
+    return int(count[0])
+
+
+def _wanted(row: sqlite3.Row, due: int, *, proof: bool = False) -> Wanted:
+    return Wanted(
+        version=row["id"],
+        app=row["app"],
+        due=due,
+        slots=row["slots"],
+        per_container=row["per_container"],
+        max_containers=row["max_containers"],
+        cpu=row["cpu"],
+        memory_mb=row["memory_mb"],
+        gpus=tuple(json.loads(row["gpu"] or "[]")),
+        proof=proof,
+    )

@@ -1,0 +1,190 @@
+"""Agents, containers, leases: who runs what. Each method is one transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+from apothic.clock import Clock
+from apothic.protocol.messages import AgentView, Failure
+from apothic.protocol.session import ContainerNews, Hello, Outcome, Reports
+from apothic.store import views
+from apothic.store.attempts import Moves
+from apothic.store.catalog import make_live, mark_failed
+from apothic.store.db import Database, Tx
+from apothic.store.jobs import Jobs, Running
+
+Ring = Callable[[str], None]
+
+
+class Reconciled(NamedTuple):
+    """What an agent that says hello has to hear."""
+
+    dead_leases: list[str]
+    dead_containers: list[str]
+    cancelling: list[Running]
+
+
+class Fleet:
+    """The tables of agents, containers and leases. `ring(deployment_id)` tells that a deployment has changed."""
+
+    def __init__(self, db: Database, clock: Clock, jobs: Jobs, ring: Ring, lease_s: float) -> None:
+        self._db = db
+        self._clock = clock
+        self._jobs = jobs
+        self._ring = ring
+        self._lease_s = lease_s
+
+    async def restart(self) -> None:
+        """Begin a control plane's life: no sessions, and a full new term for every lease, by the new clock."""
+
+        def write(tx: Tx) -> None:
+            until = self._clock.monotonic() + self._lease_s
+            tx.run("disconnect_agents", gone_at=until)
+            tx.run("renew_all", expires_at=until)
+            tx.run("restart_idle", now=self._clock.monotonic())
+            tx.queue_changed = True
+
+        await self._db.write(write)
+
+    async def hello(self, hello: Hello) -> Reconciled:
+        """Take an agent in, new or come back, and say what of its is dead or is to be cancelled.
+
+        What it was told to do and never heard of goes back to the queue.
+        """
+
+        def write(tx: Tx) -> Reconciled:
+            now = self._clock.monotonic()
+            tx.run(
+                "upsert_agent", id=hello.agent, host=hello.host, pid=hello.pid, release=hello.version,
+                cpu=hello.cpu, memory_mb=hello.memory_mb, gpus=json.dumps(hello.gpus),
+            )  # fmt: skip
+            moves = self._jobs.moves(tx)
+            held = {lease.token for lease in hello.leases}
+            has = {news.id for news in hello.containers if news.state != "gone"}
+            known = {row["id"] for row in tx.all("containers_of_agent", agent_id=hello.agent)}
+            for container in known:
+                for job in tx.all("leased_jobs_of_container", container_id=container):
+                    if job["token"] not in held:
+                        moves.end(job, Outcome(requeue="the agent was never told"), [], now)
+            for container in known - has:
+                self._container_gone(tx, moves, container, None)
+            for news in hello.containers:
+                if news.id in known:
+                    self._container_news(tx, moves, news)
+            tx.run("renew_leases", agent_id=hello.agent, expires_at=now + self._lease_s)
+            alive = {row["token"] for row in tx.all("tokens_of_agent", agent_id=hello.agent)}
+            tx.queue_changed = True
+            cancelling = tx.all("cancelling", agent_id=hello.agent)
+            return Reconciled(
+                sorted(held - alive),
+                sorted(has - known),
+                [Running(row["id"], row["token"], hello.agent) for row in cancelling],
+            )
+
+        return await self._db.write(write)
+
+    async def reports(self, agent_id: str, frame: Reports) -> list[str]:
+        """Apply an agent's news, each once; return the tokens that no longer count."""
+
+        def write(tx: Tx) -> list[str]:
+            moves, now = self._jobs.moves(tx), self._clock.monotonic()
+            dead = [report.token for report in frame.reports if not moves.report(report, now)]
+            for news in frame.containers:
+                row = tx.one("container", id=news.id)
+                if row is not None and row["agent_id"] == agent_id:
+                    self._container_news(tx, moves, news)
+            return dead
+
+        return await self._db.write(write)
+
+    async def renew(self, agent_id: str) -> list[str]:
+        """Give all leases of an agent another term; return the tokens it holds."""
+
+        def write(tx: Tx) -> list[str]:
+            tx.run("renew_leases", agent_id=agent_id, expires_at=self._clock.monotonic() + self._lease_s)
+            return [row["token"] for row in tx.all("tokens_of_agent", agent_id=agent_id)]
+
+        return await self._db.write(write)
+
+    async def disconnected(self, agent_id: str) -> None:
+        """Note that a session ended; the agent has a lease's time to come back."""
+        gone_at = self._clock.monotonic() + self._lease_s
+        await self._db.write(lambda tx: tx.run("disconnect_agent", id=agent_id, gone_at=gone_at))
+
+    async def dead(self, host: str, pid: int) -> None:
+        """Bury an agent whose process is known to be dead, without waiting for its leases to run out."""
+
+        def write(tx: Tx) -> None:
+            for row in tx.all("agents"):
+                if row["host"] == host and row["pid"] == pid:
+                    self._agent_gone(tx, self._jobs.moves(tx), row["id"])
+
+        await self._db.write(write)
+
+    async def sweep(self) -> float | None:
+        """End what nobody answers for any more: agents that stayed away, leases that were not renewed.
+
+        Return the wall time at which the next delayed job is due, if there is one.
+        """
+
+        def write(tx: Tx) -> float | None:
+            moves, now = self._jobs.moves(tx), self._clock.monotonic()
+            for row in tx.all("gone_agents", now=now):
+                self._agent_gone(tx, moves, row["id"])
+            for job in tx.all("overdue_leases", now=now):
+                moves.end(job, Outcome(failure=lost("its agent did not renew the lease")), [], now)
+            tx.queue_changed = True
+            due = tx.one("next_due", now=moves.now)
+            return due[0] if due is not None else None
+
+        return await self._db.write(write)
+
+    async def agents(self) -> list[AgentView]:
+        """Return the fleet."""
+        return await self._db.read(lambda tx: [views.agent(row) for row in tx.all("agents")])
+
+    # --- the steps ----------------------------------------------------------------------------------------------
+
+    def _agent_gone(self, tx: Tx, moves: Moves, agent_id: str) -> None:
+        for row in tx.all("containers_of_agent", agent_id=agent_id):
+            self._container_gone(tx, moves, row["id"], lost("its agent is gone"))
+        tx.run("delete_agent", id=agent_id)
+
+    def _container_news(self, tx: Tx, moves: Moves, news: ContainerNews) -> None:
+        if news.state == "ready":
+            tx.run("container_ready", id=news.id, now=self._clock.monotonic())
+            tx.run("container_idle", id=news.id, now=self._clock.monotonic())
+            self._proved(tx, news.id)
+        elif news.state == "gone":
+            self._container_gone(tx, moves, news.id, news.failure)
+        tx.queue_changed = True
+
+    def _proved(self, tx: Tx, container_id: str) -> None:
+        row = tx.one("deployment_of_container", id=container_id)
+        if row is not None and row["status"] == "starting":
+            make_live(tx, row["app"], row["id"])
+            self._ring_later(tx, row["id"])
+
+    def _container_gone(self, tx: Tx, moves: Moves, container_id: str, failure: Failure | None) -> None:
+        row = tx.one("deployment_of_container", id=container_id)
+        if row is None:
+            return
+        now = self._clock.monotonic()
+        for job in tx.all("leased_jobs_of_container", container_id=container_id):
+            outcome = Outcome(failure=failure) if failure is not None else Outcome(requeue="its container is gone")
+            moves.end(job, outcome, [], now)
+        tx.run("delete_container", id=container_id)
+        if row["status"] == "starting" and failure is not None and not failure.retriable:
+            mark_failed(tx, row["id"], failure)
+            self._ring_later(tx, row["id"])
+        tx.queue_changed = True
+
+    def _ring_later(self, tx: Tx, deployment: str) -> None:
+        tx.then(lambda: self._ring(deployment))
+
+
+def lost(why: str) -> Failure:
+    """Return the failure of an attempt whose process is out of reach."""
+    return Failure(kind="worker_lost", type="WorkerLost", message=f"the worker is lost: {why}", retriable=True)

@@ -1,0 +1,277 @@
+"""Jobs: submit, look, cancel, list. Each method is one transaction."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import sqlite3
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+
+from apothic.clock import Clock
+from apothic.errors import ConflictError, InvalidRequestError, NotFoundError, QueueFullError
+from apothic.protocol import ids
+from apothic.protocol.lifecycle import FINAL, Status
+from apothic.protocol.messages import CallOptions, Encoding, Failure, JobLogs, JobView, ListJobs
+from apothic.protocol.session import Packed
+from apothic.store import events, views
+from apothic.store.attempts import Moves
+from apothic.store.db import Database, Tx
+
+Ring = Callable[[str], None]
+LARGEST_PAGE = 1000
+
+
+class NewJob(Struct, frozen=True, kw_only=True):
+    """All that a submit brings, checked and packed."""
+
+    function_id: str
+    input: Packed
+    accept: tuple[Encoding, ...]
+    options: CallOptions
+    deployment_id: str | None = None
+    idempotency_key: str | None = None
+    parent: str | None = None
+    retry_of: str | None = None
+
+
+class Ended(Struct, frozen=True, kw_only=True):
+    """A job, and its value when it has one."""
+
+    job: JobView
+    value: Packed | None = None
+
+
+class Running(NamedTuple):
+    """An attempt that holds a lease, and the agent that runs it."""
+
+    job: str
+    token: str
+    agent: str
+
+
+class Jobs:
+    """The table of jobs. `ring(job_id)` is called on the loop after each commit that moved a job."""
+
+    def __init__(self, db: Database, clock: Clock, ring: Ring, dice: random.Random) -> None:
+        self._db = db
+        self._clock = clock
+        self._ring = ring
+        self._dice = dice
+
+    def moves(self, tx: Tx) -> Moves:
+        """Return the mover for a transaction; what it moved is rung after the commit."""
+        moves = Moves(tx, self._clock.now(), self._dice.random())
+
+        def ring() -> None:
+            for job in dict.fromkeys(moves.moved):
+                self._ring(job)
+
+        tx.then(ring)
+        return moves
+
+    async def submit(self, new: NewJob) -> str:
+        """Store a job as queued; return its id, or the id of the one that has the same idempotency key.
+
+        Raises `NotFoundError`, `QueueFullError`, `ConflictError` (the key belongs to another input).
+        """
+        return await self._db.write(lambda tx: self._submit(tx, self.moves(tx), new))
+
+    async def submit_batch(self, batch: list[NewJob]) -> list[str]:
+        """Store as many of a batch as the queue has room for, the first ones; return their ids."""
+
+        def write(tx: Tx) -> list[str]:
+            moves, taken = self.moves(tx), []
+            for new in batch:
+                try:
+                    taken.append(self._submit(tx, moves, new))
+                except QueueFullError:
+                    break
+            return taken
+
+        return await self._db.write(write)
+
+    def _submit(self, tx: Tx, moves: Moves, new: NewJob) -> str:
+        version = tx.one("version_for_submit", function_id=new.function_id, deployment_id=new.deployment_id)
+        if version is None:
+            raise NotFoundError(
+                f"there is no function {new.function_id} that takes jobs",
+                hint="deploy its app (again), and look it up by app and name",
+            )
+        input_hash = hash_of(new.input)
+        if new.idempotency_key is not None:
+            earlier = tx.one("job_by_key", function_id=new.function_id, key=new.idempotency_key)
+            if earlier is not None:
+                return _same(earlier, input_hash, new.idempotency_key)
+        if version["waiting"] >= version["max_pending"]:
+            raise QueueFullError(
+                f"{version['app']}.{version['name']} has {version['waiting']} jobs waiting, its max_pending_tasks",
+                hint="wait a little and submit again, or raise max_pending_tasks",
+                details={"retry_after_s": 1.0},
+            )
+        if new.input.sha256 is not None and not tx.all("known_blobs", hashes=json.dumps([new.input.sha256])):
+            raise InvalidRequestError(
+                f"the input's blob {new.input.sha256} is not here", hint="PUT /v1/blobs/{sha256} before the submit"
+            )
+        job_id = ids.new_job(moves.now)
+        row = tx.one("insert_job", **_columns(new, version, job_id, input_hash, moves.now))
+        assert row is not None
+        moves.queue(row[0], job_id)
+        return job_id
+
+    async def show(self, job_id: str) -> JobView:
+        """Return one job, and why it waits if it does. Raises `NotFoundError`."""
+        return await self._db.read(lambda tx: self._view(tx, found(tx, job_id)))
+
+    async def ended(self, job_ids: list[str]) -> list[Ended]:
+        """Return those of the jobs that have ended, in the given order."""
+        return await self._db.read(lambda tx: [_ended(row) for row in tx.all("ended_jobs", ids=json.dumps(job_ids))])
+
+    async def unknown(self, job_ids: list[str]) -> list[str]:
+        """Return those of the ids that are no job's."""
+        known = await self._db.read(lambda tx: {row[0] for row in tx.all("known_jobs", ids=json.dumps(job_ids))})
+        return [job for job in job_ids if job not in known]
+
+    async def result(self, job_id: str) -> Ended:
+        """Return one job as it stands, with its value once it has succeeded. Raises `NotFoundError`."""
+        return await self._db.read(lambda tx: _ended(found(tx, job_id)))
+
+    async def logs(self, job_id: str, *, after: int, limit: int) -> JobLogs:
+        """Return the retained lines with a number above `after`. Raises `NotFoundError`."""
+        return await self._db.read(
+            lambda tx: events.read_logs(tx, found(tx, job_id), after=after, limit=min(limit, 10_000))
+        )
+
+    async def list(self, ask: ListJobs) -> tuple[list[JobView], str | None]:
+        """Return a page, newest first, and the cursor of the next one."""
+        limit = max(1, min(ask.limit, LARGEST_PAGE))
+
+        def read(tx: Tx) -> tuple[list[JobView], str | None]:
+            before = found(tx, ask.after)["seq"] if ask.after else None
+            rows = tx.all(
+                "list_jobs", before=before, status=ask.status, function=ask.function, app=ask.app, limit=limit + 1
+            )
+            page = [views.job(row) for row in rows[:limit]]
+            return page, page[-1].id if len(rows) > limit else None
+
+        return await self._db.read(read)
+
+    async def cancel(self, job_id: str) -> tuple[Status, Running | None]:
+        """Ask for a job's end; return its status, and the attempt that has to be told, if one runs.
+
+        Raises `NotFoundError`.
+        """
+
+        def write(tx: Tx) -> tuple[Status, Running | None]:
+            row = tx.one("job_row", id=job_id)
+            if row is None:
+                raise no_job(job_id)
+            status = self.moves(tx).cancel(row)
+            container = tx.one("container", id=row["container_id"])
+            return status, None if container is None else Running(job_id, row["token"], container["agent_id"])
+
+        return await self._db.write(write)
+
+    async def again(self, job_id: str) -> NewJob:
+        """Return an ended job's input as a new submit. Raises `ConflictError` while it has not ended."""
+
+        def read(tx: Tx) -> NewJob:
+            row = found(tx, job_id)
+            if Status(row["status"]) not in FINAL:
+                raise ConflictError(
+                    f"{job_id} is {row['status']}; only an ended job can be retried", hint="cancel it first"
+                )
+            return NewJob(
+                function_id=row["function_id"],
+                input=views.packed(row["input"]),
+                accept=tuple(json.loads(row["accept"])),
+                options=CallOptions(timeout_s=row["timeout_s"], retries=views.retries(row["retries"])),
+                retry_of=job_id,
+            )
+
+        return await self._db.read(read)
+
+    async def unfinished(self) -> bool:
+        """Tell whether any job has not ended."""
+        return await self._db.read(lambda tx: bool(tx.all("unfinished_jobs")[0][0]))
+
+    async def expire(self) -> None:
+        """Fail what was not begun before its queue deadline."""
+
+        def write(tx: Tx) -> None:
+            moves = self.moves(tx)
+            for row in tx.all("expired_jobs", now=moves.now):
+                late = Failure(kind="expired", type="QueueDeadline", message="not begun before its queue deadline")
+                moves.fail_waiting(row, late)
+
+        await self._db.write(write)
+
+    def _view(self, tx: Tx, row: sqlite3.Row) -> JobView:
+        now = self._clock.now()
+        if row["status"] == Status.RETRYING or (row["status"] == Status.QUEUED and row["run_at"] > now):
+            return views.job(row, reason="backoff" if row["status"] == Status.RETRYING else "delayed")
+        if row["status"] != Status.QUEUED:
+            return views.job(row)
+        ahead = tx.one("job_ahead", version=row["version"], seq=row["seq"], now=now)
+        limit = tx.one("version_limit", version=row["version"])
+        full = limit is not None and limit["used"] >= limit["max_containers"]
+        reason = "concurrency_limit" if full else "no_capacity"
+        return views.job(row, reason=reason, ahead=ahead[0] if ahead is not None else None)
+
+
+def found(tx: Tx, job_id: str) -> sqlite3.Row:
+    """Return a job's row. Raises `NotFoundError`."""
+    row = tx.one("job_view", id=job_id)
+    if row is None:
+        raise no_job(job_id)
+    return row
+
+
+def no_job(job_id: str) -> NotFoundError:
+    """Return the error for an id that is no job's."""
+    return NotFoundError(f"there is no job {job_id}", hint="`apothic job list` shows those that are kept")
+
+
+def hash_of(value: Packed) -> str:
+    """Return what tells two inputs apart."""
+    body = value.sha256 or hashlib.sha256(value.data or b"").hexdigest()
+    return f"{value.encoding}:{body}"
+
+
+def _same(earlier: sqlite3.Row, input_hash: str, key: str) -> str:
+    if earlier["input_hash"] != input_hash:
+        raise ConflictError(
+            f"the idempotency key {key!r} belongs to job {earlier['id']}, which has another input",
+            hint="use a fresh key for a new input",
+            details={"job": earlier["id"]},
+        )
+    return str(earlier["id"])
+
+
+def _columns(new: NewJob, version: sqlite3.Row, job_id: str, input_hash: str, now: float) -> dict[str, Any]:
+    asked, given = new.options, views.spec(version["spec"]).options
+    return {
+        "id": job_id,
+        "version": version["id"],
+        "function_id": new.function_id,
+        "created_at": now,
+        "run_at": asked.run_at if asked.run_at is not None and asked.run_at > now else 0.0,
+        "expires_at": now + asked.expires_in_s if asked.expires_in_s is not None else None,
+        "timeout_s": asked.timeout_s if asked.timeout_s is not None else float(given.timeout_s),
+        "retries": views.encode(asked.retries or given.retries or views.no_retries()),
+        "delivery": asked.delivery,
+        "accept": json.dumps(new.accept),
+        "input": views.encode(new.input),
+        "input_sha256": new.input.sha256,
+        "input_hash": input_hash,
+        "idempotency_key": new.idempotency_key,
+        "parent": new.parent,
+        "retry_of": new.retry_of,
+    }
+
+
+def _ended(row: sqlite3.Row) -> Ended:
+    return Ended(job=views.job(row), value=views.packed(row["result"]) if row["result"] is not None else None)

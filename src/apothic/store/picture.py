@@ -1,0 +1,97 @@
+"""What the planner looks at, and what it may answer. Plain data, so that the plan can be a pure function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A version with jobs that are due, or a deployment that must show that it starts (`proof`)."""
+
+    version: int
+    app: str
+    due: int
+    slots: int
+    per_container: int
+    max_containers: int
+    cpu: float
+    memory_mb: int
+    gpus: tuple[str, ...] = ()
+    proof: bool = False
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A container: how many of its slots are taken, and since when it has had nothing to do."""
+
+    container: str
+    agent: str
+    version: int
+    app: str
+    state: str
+    connected: bool
+    slots: int
+    taken: int
+    cpu: float
+    memory_mb: int
+    keep_warm_s: float
+    idle_since: float | None
+    current: bool  # its deployment is live, or is being started
+
+
+@dataclass(frozen=True)
+class Host:
+    """An agent that can be given work, and all that it has."""
+
+    agent: str
+    cpu: float
+    memory_mb: int
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """How things stand. `now` is the control plane's monotonic clock."""
+
+    now: float
+    wanted: tuple[Wanted, ...]
+    seats: tuple[Seat, ...]
+    hosts: tuple[Host, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Give the next `count` due jobs of a version to a container."""
+
+    version: int
+    container: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """Start a container of a version on an agent, and give it the next `count` due jobs."""
+
+    version: int
+    agent: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Stop a container that has nothing to do."""
+
+    container: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Fail the jobs that wait for something no agent can ever give."""
+
+    version: int
+    message: str
+
+
+Step = Place | Start | Stop | Refuse

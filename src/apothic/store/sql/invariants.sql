@@ -1,0 +1,66 @@
+-- Rules that must hold at every moment. Each query names one and must return no row.
+
+-- end_iff_final: a job has exactly one job.end if it has ended, and none before.
+SELECT jobs.id FROM jobs
+ WHERE (SELECT count(*) FROM events WHERE events.job = jobs.seq AND type = 'job.end') <> (ended_at IS NOT NULL);
+
+-- end_is_last: job.end has the highest index of its job.
+SELECT jobs.id FROM jobs JOIN events ON events.job = jobs.seq AND type = 'job.end'
+ WHERE events.idx <> jobs.next_index - 1;
+
+-- indices_whole: stored and trimmed events together are all indices that were given out.
+SELECT jobs.id FROM jobs
+ WHERE next_index <> (SELECT count(*) FROM events WHERE events.job = jobs.seq)
+                   + (SELECT coalesce(sum(lost), 0) FROM windows WHERE windows.job = jobs.seq);
+
+-- lease_iff_leased: starting, running and cancelling jobs have a lease, and no others.
+SELECT jobs.id FROM jobs JOIN statuses USING (status) LEFT JOIN leases ON leases.job = jobs.seq
+ WHERE leased <> (leases.job IS NOT NULL);
+
+-- lease_is_of_the_attempt: a lease belongs to its job's present attempt.
+SELECT jobs.id FROM leases JOIN jobs ON jobs.seq = leases.job WHERE leases.attempt <> jobs.attempt;
+
+-- slots: no container holds more leases than it has slots.
+SELECT containers.id FROM containers JOIN versions ON versions.id = containers.version
+ WHERE (SELECT count(*) FROM leases WHERE leases.container_id = containers.id) > versions.slots;
+
+-- lease_on_its_version: a lease's container runs the version that the job is pinned to.
+SELECT jobs.id FROM leases JOIN jobs ON jobs.seq = leases.job JOIN containers ON containers.id = leases.container_id
+ WHERE containers.version <> jobs.version;
+
+-- attempts_in_order: no event of an attempt comes after the first of a later one.
+SELECT jobs.id FROM jobs
+ WHERE EXISTS (SELECT 1 FROM (SELECT attempt, lag(attempt) OVER (ORDER BY idx) AS earlier
+                                FROM events WHERE events.job = jobs.seq)
+                WHERE attempt < earlier);
+
+-- outcome_events: a result event iff it succeeded, an error event iff it ended otherwise.
+SELECT jobs.id FROM jobs
+ WHERE (SELECT count(*) FROM events WHERE events.job = jobs.seq AND type = 'job.result') <> (status = 'succeeded')
+    OR (SELECT count(*) FROM events WHERE events.job = jobs.seq AND type = 'job.error')
+       <> (status IN ('failed', 'cancelled', 'timed_out'));
+
+-- status_events: the newest status event says what the row says.
+SELECT jobs.id FROM jobs
+ WHERE status <> (SELECT json_extract(data, '$.status') FROM events
+                   WHERE events.job = jobs.seq AND type = 'job.status' ORDER BY idx DESC LIMIT 1);
+
+-- windows_whole: a window counts exactly the events that are kept.
+SELECT jobs.id FROM windows JOIN jobs ON jobs.seq = windows.job
+ WHERE kept <> (SELECT count(*) FROM events WHERE events.job = windows.job AND events.type = windows.type)
+    OR EXISTS (SELECT 1 FROM events
+                WHERE events.job = windows.job AND events.type = windows.type AND idx <= trimmed);
+
+-- waiting_counted: a version's count of waiting jobs is right.
+SELECT versions.id FROM versions
+ WHERE waiting <> (SELECT count(*) FROM jobs WHERE jobs.version = versions.id AND status IN ('queued', 'retrying'));
+
+-- nothing_in_limbo: a job that has not ended is claimable, delayed, or leased.
+SELECT jobs.id FROM jobs LEFT JOIN leases ON leases.job = jobs.seq
+ WHERE ended_at IS NULL AND status NOT IN ('queued', 'retrying') AND leases.job IS NULL;
+
+-- live_is_live: an app's live deployment is one that is live, and the only one.
+SELECT apps.name FROM apps LEFT JOIN deployments ON deployments.id = apps.live
+ WHERE (apps.live IS NOT NULL AND (deployments.id IS NULL OR deployments.status <> 'live' OR deployments.app <> apps.name))
+    OR (SELECT count(*) FROM deployments AS other WHERE other.app = apps.name AND other.status = 'live')
+       <> (apps.live IS NOT NULL);

@@ -1,0 +1,114 @@
+-- upsert_agent: an agent has said hello
+INSERT INTO agents (id, host, pid, release, cpu, memory_mb, gpus, connected, gone_at)
+VALUES (:id, :host, :pid, :release, :cpu, :memory_mb, :gpus, 1, NULL)
+ON CONFLICT (id) DO UPDATE SET connected = 1, gone_at = NULL;
+
+-- disconnect_agent: its session ended; it has until gone_at to come back
+UPDATE agents SET connected = 0, gone_at = :gone_at WHERE id = :id AND connected = 1;
+
+-- disconnect_agents: a new control plane starts with no session
+UPDATE agents SET connected = 0, gone_at = :gone_at;
+
+-- renew_all: a new control plane gives every lease a full term by its own clock
+UPDATE leases SET expires_at = :expires_at;
+
+-- restart_idle: idle times are by the monotonic clock of a control plane that is gone
+UPDATE containers SET idle_since = :now WHERE idle_since IS NOT NULL;
+
+-- gone_agents: those that have not come back in time
+SELECT id FROM agents WHERE connected = 0 AND gone_at <= :now;
+
+-- delete_agent: forget it; its containers must be gone before
+DELETE FROM agents WHERE id = :id;
+
+-- agents: the fleet, with what each has to do
+SELECT agents.*,
+       (SELECT count(*) FROM containers WHERE agent_id = agents.id) AS containers,
+       (SELECT count(*) FROM leases JOIN containers ON containers.id = leases.container_id
+         WHERE agent_id = agents.id) AS jobs
+  FROM agents ORDER BY id;
+
+-- containers_of_agent: all that an agent was told to start
+SELECT * FROM containers WHERE agent_id = :agent_id;
+
+-- container: one of them
+SELECT containers.*, versions.deployment_id FROM containers JOIN versions ON versions.id = containers.version
+ WHERE containers.id = :id;
+
+-- insert_container: an agent is told to start it
+INSERT INTO containers (id, agent_id, version, state, idle_since) VALUES (:id, :agent_id, :version, 'starting', NULL);
+
+-- container_ready: it can take inputs
+UPDATE containers SET state = 'ready', idle_since = coalesce(idle_since, :now) WHERE id = :id AND state = 'starting';
+
+-- container_stopping: it is given no more
+UPDATE containers SET state = 'stopping' WHERE id = :id;
+
+-- delete_container: it is gone
+DELETE FROM containers WHERE id = :id;
+
+-- container_idle: since when it has had nothing to do (NULL: it has)
+UPDATE containers
+   SET idle_since = iif(EXISTS (SELECT 1 FROM leases WHERE container_id = :id), NULL, :now)
+ WHERE id = :id;
+
+-- insert_lease: an attempt belongs to a container until expires_at
+INSERT INTO leases (job, token, attempt, container_id, expires_at)
+VALUES (:job, :token, :attempt, :container_id, :expires_at);
+
+-- renew_leases: all leases of an agent, for another term, in one statement
+UPDATE leases SET expires_at = :expires_at
+ WHERE container_id IN (SELECT id FROM containers WHERE agent_id = :agent_id);
+
+-- tokens_of_agent: the leases an agent holds
+SELECT leases.token FROM leases JOIN containers ON containers.id = leases.container_id WHERE agent_id = :agent_id;
+
+-- seats: every container, how many of its slots are taken, and whether its deployment still counts
+SELECT containers.id, containers.agent_id, containers.version, containers.state, containers.idle_since,
+       versions.cpu, versions.memory_mb, versions.slots, versions.keep_warm_s,
+       deployments.app, deployments.status, agents.connected,
+       (SELECT count(*) FROM leases WHERE leases.container_id = containers.id) AS taken
+  FROM containers JOIN versions ON versions.id = containers.version
+  JOIN deployments ON deployments.id = versions.deployment_id
+  JOIN agents ON agents.id = containers.agent_id
+ ORDER BY containers.id;
+
+-- hosts: the agents that can be given work
+SELECT id, cpu, memory_mb, gpus FROM agents WHERE connected = 1 ORDER BY id;
+
+-- wanting: versions with jobs that wait
+SELECT versions.id, versions.slots, versions.per_container, versions.max_containers,
+       versions.cpu, versions.memory_mb, versions.gpu, deployments.app
+  FROM versions JOIN deployments ON deployments.id = versions.deployment_id WHERE waiting > 0;
+
+-- due: how many jobs of a version could begin now, counted up to what could be placed
+SELECT count(*) FROM (
+    SELECT 1 FROM jobs WHERE version = :version AND status IN ('queued', 'retrying') AND run_at <= :now LIMIT :limit);
+
+-- proofs: deployments that must show that they start, and the function that shows it
+SELECT versions.*, deployments.app
+  FROM deployments JOIN versions ON versions.deployment_id = deployments.id
+ WHERE deployments.status = 'starting'
+   AND versions.id = (SELECT min(id) FROM versions AS first WHERE first.deployment_id = deployments.id);
+
+-- deployment_starting: is this deployment still to show that it starts?
+SELECT id FROM deployments WHERE id = :id AND status = 'starting';
+
+-- deployment_of_container: what a container was started for
+SELECT deployments.id, deployments.app, deployments.status
+  FROM containers JOIN versions ON versions.id = containers.version
+  JOIN deployments ON deployments.id = versions.deployment_id
+ WHERE containers.id = :id;
+
+-- due_jobs: the next of a version; delayed and retried ones that are due come first, then first in, first out
+SELECT jobs.* FROM jobs
+ WHERE jobs.version = :version AND status IN ('queued', 'retrying') AND run_at <= :now
+ ORDER BY run_at = 0, run_at, jobs.seq LIMIT :limit;
+
+-- next_due: when the next delayed job can begin
+SELECT min(run_at) FROM jobs WHERE status IN ('queued', 'retrying') AND run_at > :now;
+
+-- cancelling: attempts of an agent that are to be ended, for one that may not have heard of it
+SELECT jobs.id, leases.token
+  FROM containers JOIN leases ON leases.container_id = containers.id JOIN jobs ON jobs.seq = leases.job
+ WHERE containers.agent_id = :agent_id AND jobs.status = 'cancelling';

@@ -1,0 +1,101 @@
+-- version_for_submit: the version a new job is pinned to: the one that is named, else the live one
+SELECT versions.*, functions.app, functions.name, apps.stopped
+  FROM functions
+  JOIN apps ON apps.name = functions.app
+  JOIN versions ON versions.function_id = functions.id
+                AND versions.deployment_id = coalesce(:deployment_id, apps.live)
+ WHERE functions.id = :function_id;
+
+-- job_by_key: an earlier submit under the same idempotency key
+SELECT id, seq, input_hash FROM jobs WHERE function_id = :function_id AND idempotency_key = :key;
+
+-- insert_job: a new job, queued
+INSERT INTO jobs (id, version, function_id, status, created_at, run_at, expires_at, timeout_s, retries, delivery,
+                  accept, input, input_sha256, input_hash, idempotency_key, parent, retry_of)
+VALUES (:id, :version, :function_id, 'queued', :created_at, :run_at, :expires_at, :timeout_s, :retries, :delivery,
+        :accept, :input, :input_sha256, :input_hash, :idempotency_key, :parent, :retry_of)
+RETURNING seq;
+
+-- move_job: take one arrow of the lifecycle table; no row back means the job stands elsewhere by now
+UPDATE jobs
+   SET status = arrows.target,
+       attempt = jobs.attempt + :attempts,
+       run_at = coalesce(:run_at, run_at),
+       started_at = coalesce(:started_at, started_at),
+       ended_at = iif((SELECT final FROM statuses WHERE statuses.status = arrows.target), :now, NULL),
+       user_failures = user_failures + :user_failures,
+       crashes = crashes + :crashes,
+       drains = drains + :drains,
+       result = :result, result_sha256 = :result_sha256,
+       failure = :failure, failure_sha256 = :failure_sha256
+  FROM arrows
+ WHERE jobs.seq = :job AND arrows.move = :move AND arrows.source = jobs.status
+RETURNING jobs.status, jobs.attempt;
+
+-- job_row: a job with what its lease says, for a decision about its next move
+SELECT jobs.*, leases.token, leases.last_report, leases.container_id, versions.stream_window
+  FROM jobs JOIN versions ON versions.id = jobs.version LEFT JOIN leases ON leases.job = jobs.seq
+ WHERE jobs.id = :id;
+
+-- leased_job: the job that a token gives the right to write to
+SELECT jobs.*, leases.token, leases.last_report, leases.container_id, versions.stream_window
+  FROM leases JOIN jobs ON jobs.seq = leases.job JOIN versions ON versions.id = jobs.version
+ WHERE leases.token = :token;
+
+-- leased_jobs_of_container: what a container that is gone leaves behind
+SELECT jobs.*, leases.token, leases.last_report, leases.container_id, versions.stream_window
+  FROM leases JOIN jobs ON jobs.seq = leases.job JOIN versions ON versions.id = jobs.version
+ WHERE leases.container_id = :container_id;
+
+-- overdue_leases: attempts whose agent has not renewed in time
+SELECT jobs.*, leases.token, leases.last_report, leases.container_id, versions.stream_window
+  FROM leases JOIN jobs ON jobs.seq = leases.job JOIN versions ON versions.id = jobs.version
+ WHERE leases.expires_at <= :now LIMIT 500;
+
+-- expired_jobs: queued past their deadline
+SELECT jobs.*, NULL AS token, -1 AS last_report, NULL AS container_id, versions.stream_window
+  FROM jobs JOIN versions ON versions.id = jobs.version
+ WHERE status = 'queued' AND expires_at IS NOT NULL AND expires_at <= :now LIMIT 500;
+
+-- waiting_jobs_of_version: those queued for something that can never run
+SELECT jobs.*, NULL AS token, -1 AS last_report, NULL AS container_id, versions.stream_window
+  FROM jobs JOIN versions ON versions.id = jobs.version
+ WHERE jobs.version = :version AND status = 'queued' LIMIT 500;
+
+-- touch_report: remember that this report was applied, so that the same one counts once
+UPDATE leases SET last_report = :seq WHERE job = :job;
+
+-- job_view: what the outside sees of one job
+SELECT jobs.*, functions.app, functions.name AS function, versions.deployment_id
+  FROM jobs JOIN versions ON versions.id = jobs.version JOIN functions ON functions.id = versions.function_id
+ WHERE jobs.id = :id;
+
+-- ended_jobs: those of a list that have ended
+SELECT jobs.*, functions.app, functions.name AS function, versions.deployment_id
+  FROM json_each(:ids) AS wanted
+  JOIN jobs ON jobs.id = wanted.value
+  JOIN versions ON versions.id = jobs.version JOIN functions ON functions.id = versions.function_id
+ WHERE jobs.ended_at IS NOT NULL;
+
+-- known_jobs: which of a list exist
+SELECT jobs.id FROM json_each(:ids) AS wanted JOIN jobs ON jobs.id = wanted.value;
+
+-- list_jobs: a page, newest first
+SELECT jobs.*, functions.app, functions.name AS function, versions.deployment_id
+  FROM jobs JOIN versions ON versions.id = jobs.version JOIN functions ON functions.id = versions.function_id
+ WHERE (:before IS NULL OR jobs.seq < :before)
+   AND (:status IS NULL OR jobs.status = :status)
+   AND (:function IS NULL OR functions.name = :function)
+   AND (:app IS NULL OR functions.app = :app)
+ ORDER BY jobs.seq DESC LIMIT :limit;
+
+-- job_ahead: how many of the same version wait before this job
+SELECT count(*) FROM jobs
+ WHERE version = :version AND status IN ('queued', 'retrying') AND seq < :seq AND run_at <= :now;
+
+-- unfinished_jobs: is anything still to be done? (for the embedded server's idle stop)
+SELECT count(*) FROM (SELECT 1 FROM jobs WHERE ended_at IS NULL LIMIT 1);
+
+-- version_limit: how many of the containers that a version may have it has
+SELECT max_containers, (SELECT count(*) FROM containers WHERE containers.version = versions.id) AS used
+  FROM versions WHERE id = :version;
