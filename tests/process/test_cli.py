@@ -234,7 +234,7 @@ def test_up_status_down(tmp_path: Path) -> None:
         assert told["base_url"] in run("status").ok().out
     finally:
         ended = run("down", "--json").ok().json["ended"]
-    assert ended["server"] == told["pid"]
+    assert ended["server"] == told["pid"] and not any(map(psutil.pid_exists, ended.values()))
     assert not psutil.pid_exists(told["pid"])
     assert local.holder(tmp_path / "data" / local.AGENT_LOCK) is None
     assert "nothing was running" in run("down").ok().out

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import sys
+import textwrap
+from pathlib import Path
 
 import psutil
 import pytest
 from containerbench import Bench
+
+from apothic.agent import isolate, tree
 
 IGNORES = "import signal\nfor n in (signal.SIGTERM, signal.SIGUSR1): signal.signal(n, signal.SIG_IGN)\n"
 
@@ -284,13 +290,51 @@ async def test_what_a_job_left_running_dies_with_the_container(bench: Bench) -> 
     assert not psutil.pid_exists(pid)
 
 
-async def test_a_container_dies_with_its_agent(bench: Bench) -> None:
-    """The kernel ends it when the process that started it is gone; here only the end of the socket can be shown."""
-    container = bench.start("def f(): pass")
-    await bench.ready(container)
+async def test_a_container_that_breaks_its_socket_is_gone(bench: Bench) -> None:
+    container = bench.start("import os\ndef f(): os.closerange(3, 256)")
 
-    process = bench.containers.live[container]._process
-    assert process is not None
-    process.sock.shutdown(2)
-
+    assert (await bench.failure(bench.give(container))).kind == "worker_lost"
     assert (await bench.gone(container)).failure is None
+
+
+async def test_containers_die_with_their_agent_and_the_next_one_ends_what_they_left(tmp_path: Path) -> None:
+    program = """
+        import asyncio, sys
+        from pathlib import Path
+        sys.path.insert(0, sys.argv[1])
+        from containerbench import Bench
+
+        async def main():
+            bench = Bench(Path(sys.argv[2]))
+            container = bench.start("import subprocess\\ndef f(): return subprocess.Popen(['sleep', '300']).pid")
+            left = await bench.value(bench.give(container))
+            print((await bench.ready(container)).pid, left, flush=True)
+            await asyncio.Event().wait()
+
+        asyncio.run(main())
+    """
+    agent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", textwrap.dedent(program), str(Path(__file__).parent), str(tmp_path),
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert agent.stdout is not None
+    pid, left = map(int, (await agent.stdout.readline()).split())
+    container, leftover = os.pidfd_open(pid), os.pidfd_open(left)
+
+    agent.kill()
+    await agent.wait()
+    await _readable(container)
+    ended = tree.end_marked(f"{tmp_path}/", isolate.MARK)
+    await _readable(leftover)
+
+    assert ended == [left]
+
+
+async def _readable(pidfd: int) -> None:
+    """Wait until the process of `pidfd` has ended."""
+    over = asyncio.Event()
+    asyncio.get_running_loop().add_reader(pidfd, over.set)
+    async with asyncio.timeout(20):
+        await over.wait()
+    asyncio.get_running_loop().remove_reader(pidfd)
+    os.close(pidfd)

@@ -92,6 +92,7 @@ def _path(file: SourceFile) -> str:
 def _checked(files: Sequence[SourceFile]) -> list[PurePosixPath]:
     found = []
     taken: set[PurePosixPath] = set()
+    folders: set[PurePosixPath] = set()
     for file in files:
         path = PurePosixPath(file.path)
         parts = file.path.split("/")
@@ -99,8 +100,9 @@ def _checked(files: Sequence[SourceFile]) -> list[PurePosixPath]:
             raise InvalidRequestError(
                 f"{file.path!r} is no place for a file of a deployment", hint="use relative paths without '..'"
             )
-        if path in taken or any(parent in taken for parent in path.parents):
+        if path in taken or path in folders or any(parent in taken for parent in path.parents):
             raise InvalidRequestError(f"{file.path!r} stands where another file is", hint="name each file once")
         taken.add(path)
+        folders.update(path.parents)
         found.append(path)
     return found

@@ -70,6 +70,8 @@ class Outbox:
 
     def lines(self, story: Story, lines: list[Line]) -> None:
         """Tell what an attempt printed."""
+        if story.muted:
+            return
         story.lines += lines
         self._pending += sum(len(line.text) + _LINE_COST for line in lines)
         self._add(story)

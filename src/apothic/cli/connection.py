@@ -112,4 +112,6 @@ def client() -> ControlPlaneClient:
     settled = settings()
     for name in given_settings():
         os.environ[TABLE[name].variable] = str(getattr(settled, name))
-    return ControlPlaneClient()
+    made = ControlPlaneClient()
+    click.get_current_context().call_on_close(made.close)
+    return made

@@ -47,9 +47,12 @@ def holder(lock: Path) -> int | None:
     """
     try:
         at = lock.stat()
+    except OSError:
+        return None
+    try:
         lines = Path("/proc/locks").read_text().splitlines()
-    except FileNotFoundError:
-        return None if Path("/proc/locks").exists() or not lock.exists() else _tried(lock)
+    except OSError:
+        return _tried(lock)
     place = f"{os.major(at.st_dev):02x}:{os.minor(at.st_dev):02x}:{at.st_ino}"
     for line in lines:
         words = line.split()
@@ -86,7 +89,7 @@ def port_holder(port: int) -> str:
     import psutil
 
     try:
-        found = [one for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == port]
+        found = [one for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr[1:2] == (port,)]
         pid = next((one.pid for one in found if one.pid), None)
         return f"{psutil.Process(pid).name()} (pid {pid})" if pid else "a process of another user"
     except psutil.Error:

@@ -124,19 +124,25 @@ def _start(settled: Settings, screen: Screen) -> dict[str, Any]:
 def down(screen: Screen) -> None:
     """End the background server and its local agent, and wait until they are gone."""
     folder = settings().data_dir
-    ended: dict[str, int] = {}
+    locks = {"server": local.SERVER_LOCK, "agent": local.AGENT_LOCK}
+    ended = {what: pid for what, lock in locks.items() if (pid := _holder(folder, lock))}
     with screen.busy("stopping"):
-        for what, lock in (("server", local.SERVER_LOCK), ("agent", local.AGENT_LOCK)):
-            pid = local.holder(folder / lock)
-            if pid == 0:
-                found = local.running(folder)
-                pid = found.pid if found and what == "server" else None
+        for what in ended:
+            # The server takes its agent along, unless it was killed; whoever holds the lock now is asked.
+            pid = _holder(folder, locks[what])
             if pid:
                 local.end(pid, _STOP_S)
-                ended[what] = pid
     said = " and ".join(f"the {what} (process {pid})" for what, pid in ended.items())
     document = {"data_dir": str(folder), "ended": ended}
     screen.show(document, f"ended {said}" if ended else f"nothing was running in {folder}")
+
+
+def _holder(folder: Path, lock: str) -> int | None:
+    pid = local.holder(folder / lock)
+    if pid != 0:
+        return pid
+    found = local.running(folder)  # on a system that does not tell who holds a lock
+    return found.pid if found and lock == local.SERVER_LOCK else None
 
 
 @click.command()

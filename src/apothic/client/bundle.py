@@ -96,7 +96,7 @@ def collect(modules: Iterable[str]) -> Bundle:
         total += size
         if total > MAX_BYTES:
             raise ConfigError(
-                f"the files of {', '.join(sorted(modules))} have more than {MAX_BYTES >> 20} MiB; {path} is one of them",
+                f"the files to send have more than {MAX_BYTES >> 20} MiB; {path} is one of them",
                 hint="move data out of the package, and pass it as an argument or by a path or URL",
             )
         files.append(SourceFile(path=place, sha256=sha256, size=size))

@@ -93,6 +93,16 @@ class ControlPlaneClient:
                     LOOP.at_stop(_close_all)
         return self._home, None
 
+    async def upload(self, source: Path | bytes, sha256: str, size: int, *, timeout_s: float | None = None) -> None:
+        """Send a file's bytes, or those given, under their hash. Only on the library's own loop."""
+        transport, key = await self.way()
+        await transport.put_blob(source, sha256, size, timeout_s=timeout_s, api_key=key)
+
+    async def fetch(self, sha256: str, dest: Path, *, timeout_s: float | None = None) -> None:
+        """Write the bytes of that hash to the new file `dest`. Only on the library's own loop."""
+        transport, key = await self.way()
+        await transport.get_blob(sha256, dest, timeout_s=timeout_s, api_key=key)
+
     async def _settle(self) -> Transport:
         settings = self.settings
         folder = settings.data_dir

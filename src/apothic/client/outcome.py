@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apothic.client.loop import at_caller
+from apothic.client.loop import CALLER, at_caller
 from apothic.errors import JobFailedError
 from apothic.protocol import failures, values
 from apothic.protocol.messages import JobResult, Value
@@ -68,4 +69,8 @@ class Outcome:
             file = Path(folder) / "value"
             assert value.sha256 is not None
             await self.job._client.fetch(value.sha256, file)
-            return await at_caller(lambda: values.unpack_wire(value, file, what=f"the result of {self._what}"))
+            what = f"the result of {self._what}"
+            caller = CALLER.get()
+            if caller is not None and caller.asynchronous:  # what needs a file would hold up the caller's loop
+                return await asyncio.to_thread(values.unpack_wire, value, file, what=what)
+            return await at_caller(lambda: values.unpack_wire(value, file, what=what))
