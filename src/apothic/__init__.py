@@ -1,8 +1,66 @@
-"""Run Python functions somewhere else: every call a durable job with one ordered event stream."""
+"""Run Python functions somewhere else: every call a durable job with one ordered event stream.
+
+The public names, and nothing else. Each is imported when it is first used, so that `import apothic` is light.
+"""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from apothic import errors as errors
+    from apothic.client.app import App as App
+    from apothic.client.app import LocalEntrypoint as LocalEntrypoint
+    from apothic.client.app import RemoteApp as RemoteApp
+    from apothic.client.connection import ControlPlaneClient as ControlPlaneClient
+    from apothic.client.function import Function as Function
+    from apothic.client.function import batched as batched
+    from apothic.client.function import concurrent as concurrent
+    from apothic.client.job import Job as Job
+    from apothic.client.remote import RemoteFunction as RemoteFunction
+    from apothic.context import CurrentJob as CurrentJob
+    from apothic.context import current_job as current_job
+    from apothic.errors import ApothicError as ApothicError
+    from apothic.protocol.messages import AppManifest as AppManifest
+    from apothic.protocol.specs import BatchingSpec as BatchingSpec
+    from apothic.protocol.specs import ConcurrencySpec as ConcurrencySpec
+    from apothic.protocol.specs import Cron as Cron
+    from apothic.protocol.specs import FunctionOptions as FunctionOptions
+    from apothic.protocol.specs import Period as Period
+    from apothic.protocol.specs import Retries as Retries
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "apothic.client.app": ("App", "LocalEntrypoint", "RemoteApp"),
+    "apothic.client.connection": ("ControlPlaneClient",),
+    "apothic.client.function": ("Function", "batched", "concurrent"),
+    "apothic.client.job": ("Job",),
+    "apothic.client.remote": ("RemoteFunction",),
+    "apothic.context": ("CurrentJob", "current_job"),
+    "apothic.errors": ("ApothicError",),
+    "apothic.protocol.messages": ("AppManifest",),
+    "apothic.protocol.specs": ("BatchingSpec", "ConcurrencySpec", "Cron", "FunctionOptions", "Period", "Retries"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "ApothicError", "App", "AppManifest", "BatchingSpec", "ConcurrencySpec", "ControlPlaneClient", "Cron",
+    "CurrentJob", "Function", "FunctionOptions", "Job", "LocalEntrypoint", "Period", "RemoteApp", "RemoteFunction",
+    "Retries", "__version__", "batched", "concurrent", "current_job", "errors",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("apothic.errors")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'apothic' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -401,3 +401,62 @@ async def test_what_does_not_finish_within_the_grace_is_given_back(bench: Bench)
 
 async def test_work_for_a_container_that_is_gone_is_given_back(bench: Bench) -> None:
     assert (await bench.outcome(bench.give("ctr_unknown"))).requeue is not None
+
+
+async def test_an_input_that_cannot_be_fetched_fails_the_attempt(bench: Bench) -> None:
+    container = bench.start("def f(): return 1")
+
+    failure = await bench.failure(bench.give(container, packed=Packed(encoding="pickle", sha256="0" * 64, size=9)))
+
+    assert failure.kind == "serialization" and "fetched" in failure.message
+    assert await bench.value(bench.give(container)) == 1
+
+
+async def test_work_that_comes_twice_is_run_once(bench: Bench) -> None:
+    container = bench.start("def f(): print('here')")
+    token = bench.give(container)
+    held = bench.containers._held[token]
+
+    bench.containers.assign(held.given)
+
+    await bench.outcome(token)
+    await bench.outcome(bench.give(container))
+    assert bench.text(token) == ["here"]
+
+
+async def test_a_lost_lease_is_stopped_in_silence_and_its_seat_is_free_again(bench: Bench) -> None:
+    container = bench.start("import signal\ndef f(wait):\n    if wait:\n        print('here')\n        signal.pause()")
+    token = bench.give(container, True)
+    await bench.printed(token, "here")
+
+    bench.containers.drop([token])
+
+    await bench.outcome(bench.give(container, False))
+    assert not any(report.outcome for report in bench.told(token))
+    assert bench.containers.leases() == []
+
+
+async def test_a_container_that_no_longer_counts_is_ended_at_once(bench: Bench) -> None:
+    container = bench.start("import signal\ndef f(): print('here'); signal.pause()")
+    token = bench.give(container)
+    await bench.printed(token, "here")
+
+    bench.containers.end([container])
+
+    await bench.gone(container)
+    assert not any(report.outcome for report in bench.told(token))
+
+
+async def test_nothing_is_started_once_the_agent_is_leaving(bench: Bench) -> None:
+    await bench.containers.drain("leaving", 0.1)
+
+    container = bench.start("def f(): pass")
+
+    assert (await bench.gone(container)).failure is None
+    assert (await bench.outcome(bench.give(container))).requeue is not None
+
+
+async def test_a_path_that_leaves_the_files_fails_the_start_for_good(bench: Bench) -> None:
+    news = await bench.gone(bench.start("def f(): pass", files=[("../up.py", b"")]))
+
+    assert news.failure is not None and news.failure.kind == "startup" and not news.failure.retriable

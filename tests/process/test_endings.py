@@ -265,6 +265,20 @@ async def test_the_memory_of_child_processes_counts(bench: Bench) -> None:
     assert (await bench.failure(bench.give(bench.start(code, memory_mb=150)))).kind == "oom"
 
 
+async def test_a_container_killed_near_its_limit_was_killed_for_its_memory(bench: Bench) -> None:
+    code = """
+        import os
+        def f():
+            page = os.sysconf("SC_PAGE_SIZE")
+            held = []
+            while int(open("/proc/self/statm").read().split()[1]) * page < 145 << 20: held.append(b"x" * 500_000)
+            os.kill(os.getpid(), 9)  # as the kernel would
+    """
+    failure = await bench.failure(bench.give(bench.start(code, memory_mb=150)))
+
+    assert (failure.kind, failure.exit) == ("oom", "signal 9")
+
+
 async def test_a_memory_error_is_a_plain_failure(bench: Bench) -> None:
     container = bench.start("def f(): return bytes(1 << 60)")
 

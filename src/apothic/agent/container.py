@@ -21,6 +21,7 @@ from apothic.agent.lines import Assembler, Tail
 from apothic.agent.process import Process
 from apothic.agent.site import Site
 from apothic.clock import wait_for
+from apothic.errors import InvalidRequestError
 from apothic.protocol.messages import Failure, FailureKind
 from apothic.protocol.session import ContainerNews, Outcome, StartContainer
 
@@ -78,11 +79,12 @@ class Container:
                     self._launch(code, payload)
                     await self._settled.wait()
         except TimeoutError:
-            await self._never_ready("TimeoutError", f"it was not ready within {limits.startup_timeout_s:g} s")
+            await self._never_ready("TimeoutError", f"it was not ready within {limits.startup_timeout_s:g} s", True)
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            await self._never_ready(type(error).__name__, f"its files could not be put in place: {error}")
+            again = not isinstance(error, InvalidRequestError)  # the files themselves are wrong
+            await self._never_ready(type(error).__name__, f"its files could not be put in place: {error}", again)
         if self._process is None:
             self._gone()
 
@@ -102,9 +104,9 @@ class Container:
             )
         )  # fmt: skip
 
-    async def _never_ready(self, type: str, message: str) -> None:
+    async def _never_ready(self, type: str, message: str, retriable: bool) -> None:
         if self.state == "starting":
-            failure = Failure(kind="startup", type=type, message=message, retriable=True)
+            failure = Failure(kind="startup", type=type, message=message, retriable=retriable)
             self._failure = self._failure or failure
             await self.kill()
 
@@ -247,7 +249,8 @@ class Container:
         self._process.drain_pipes()  # what it printed past Python came before its end
         attempt = self.running.pop(frame.job)
         outcome = attempt.verdict(frame)
-        path = Path(frame.path) if isinstance(frame, Done) and frame.path is not None else None
+        # Only the name is believed: what a container says is what user code may say.
+        path = self._home / "files" / Path(frame.path).name if isinstance(frame, Done) and frame.path else None
         if outcome.value is not None and path is not None:
             self._site.ship(attempt, outcome, path)
         else:

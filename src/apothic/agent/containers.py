@@ -200,7 +200,12 @@ class Containers:
     def _ship(self, attempt: Attempt, outcome: Outcome, path: Path) -> None:
         """Store a large result, then tell the outcome. The container is free meanwhile."""
         kept = self._files / f"out-{os.getpid()}-{next(self._numbers)}"
-        path.rename(kept)  # out of the container's directory, which may end before we are done
+        try:
+            path.rename(kept)  # out of the container's directory, which may end before we are done
+        except OSError as error:
+            message = f"the file with the result is not there: {error}"
+            attempt.end(Outcome(failure=attempt.failure("serialization", type(error).__name__, message)))
+            return
         attempt.release()
         attempt.close_log()
         self._spawn(self._store(attempt, outcome, kept))

@@ -89,7 +89,7 @@ def run(ctx: click.Context, target: str, words: tuple[str, ...], timeout_s: floa
 
     def deed(args: list[Any], kwargs: dict[str, Any]) -> int:
         if local:
-            return _run_here(app, name, args, kwargs)
+            return _run_here(screen, app, name, args, kwargs)
         return _run_there(screen, app, name, args, kwargs, timeout_s)
 
     command = ParameterCommand(f"{source.file}::{name}", function, deed)
@@ -122,12 +122,14 @@ def _names(app: App) -> list[tuple[str, bool]]:
     return [(name, True) for name in app.local_entrypoints] + [(name, False) for name in app.functions]
 
 
-def _run_here(app: App, name: str, args: list[Any], kwargs: dict[str, Any]) -> int:
+def _run_here(screen: Screen, app: App, name: str, args: list[Any], kwargs: dict[str, Any]) -> int:
+    from apothic.cli.following import shown_beside
     from apothic.cli.source import UserCodeError
     from apothic.errors import ApothicError
 
     try:
-        app.run_local(entrypoint_name=name, args=tuple(args), kwargs=kwargs)
+        with shown_beside(screen, app.client, app.name):
+            app.run_local(entrypoint_name=name, args=tuple(args), kwargs=kwargs)
     except ApothicError:
         raise
     except Exception as error:

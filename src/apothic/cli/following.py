@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from apothic.cli.render import Screen, shown_value
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 
 _WAIT_S = 30.0  # of one request; a server with a smaller limit answers sooner
 _PAGE = 1_000
+_EVERY_S = 0.25  # between looks at the jobs of a local entrypoint
+_AT_ONCE = 50
 
 
 def pages(client: ControlPlaneClient, job: str, *, follow: bool, after: int = -1) -> Iterator[JobLogs]:
@@ -82,3 +86,58 @@ def attend(screen: Screen, client: ControlPlaneClient, job: str, *, timeout_s: f
     except KeyboardInterrupt:
         screen.note(f"job {job} goes on; to stop it: apothic job cancel {job}")
         raise
+
+
+@contextmanager
+def shown_beside(screen: Screen, client: ControlPlaneClient, app: str) -> Iterator[None]:
+    """While the body runs, show the log lines of jobs of that app that began since, the newest 50 at a time."""
+    over = threading.Event()
+    watch = _Watch(screen, client, app)
+
+    def keep() -> None:
+        while not over.wait(_EVERY_S):
+            watch.look()
+
+    thread = threading.Thread(target=keep, name="apothic-logs", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        watch.look()
+
+
+class _Watch:
+    """The jobs of an app since now, and how far each one's lines have been shown."""
+
+    def __init__(self, screen: Screen, client: ControlPlaneClient, app: str) -> None:
+        from apothic.clock import SystemClock
+
+        self._screen, self._client, self._app = screen, client, app
+        self._since = SystemClock().now()
+        self._shown: dict[str, int] = {}
+        self._done: set[str] = set()
+
+    def look(self) -> None:
+        """Show what is new. Says nothing when the server cannot be asked: that is for the user's own code to tell."""
+        from apothic.errors import ApothicError
+        from apothic.protocol import messages as m
+        from apothic.protocol.routes import LIST_JOBS, LOGS
+
+        if self._client.base_url is None:
+            return  # the user's code has asked nothing yet, and asking would start a server
+        try:
+            newest = self._client.ask_blocking(LIST_JOBS, m.ListJobs(app=self._app, limit=_AT_ONCE)).jobs
+            fresh = [one.id for one in reversed(newest) if one.created_at >= self._since and one.id not in self._done]
+            for job in dict.fromkeys([*self._shown, *fresh]):
+                page = self._client.ask_blocking(LOGS, m.ShowLogs(job=job, after=self._shown.get(job, -1), limit=_PAGE))
+                for line in page.lines:
+                    self._screen.log_beside(line)
+                    self._shown[job] = line.line
+                self._shown.setdefault(job, -1)
+                if page.ended and len(page.lines) < _PAGE:
+                    del self._shown[job]
+                    self._done.add(job)
+        except ApothicError:
+            return

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from math import inf
 from typing import Any
 
 from apothic.client.feed import Feed
@@ -52,7 +53,7 @@ class Fanout:
         self._client = target.client_here()
         self._clock = SystemClock()
         self._feed = Feed(items, lambda item: pack(target, arguments(item), {}))
-        self._map_id = target.submission.idempotency_key or secrets.token_hex(12)
+        self._map_id = target.submitted_with.idempotency_key or secrets.token_hex(12)
         self._batch = FIRST_BATCH
         self._unsent: list[Envelope] = []  # read, and not taken by a full queue
         self._retry_s = 0.0
@@ -89,8 +90,10 @@ class Fanout:
                 failed = None if return_exceptions else self._first_failure()
                 if failed is not None and not stopped:
                     stopped = True
-                    feeding = await _stop(feeding)
-                    await self._cancel([job for job, place in self._open.items() if place > failed], waiting_only=True)
+                    await _stop(feeding)
+                    feeding = None
+                    behind = failed if ordered else -1
+                    await self._cancel([job for job, place in self._open.items() if place > behind], waiting_only=True)
                 while (outcome := self._next(ordered)) is not None:
                     if return_exceptions:
                         yield await outcome.settled()
@@ -99,7 +102,7 @@ class Fanout:
                         yield await outcome.value()
                         leave = False
                 if feeding is None and not stopped and self._wants_more():
-                    feeding = asyncio.create_task(self._submit(until))
+                    feeding = asyncio.create_task(self._submit(inf))  # ended by our own time
                 if gathering is None and self._open:
                     gathering = asyncio.create_task(self._gather(until, stopped or self._feed.ended))
                 busy = {task for task in (feeding, gathering) if task is not None}
@@ -184,7 +187,7 @@ class Fanout:
                 jobs=await self._inputs(envelopes, left),
                 accept=ACCEPT,
                 deployment_id=address.deployment,
-                options=self._target.submission.options,
+                options=self._target.submitted_with.options,
             )
             try:
                 reply = await self._client._ask(routes.SUBMIT_BATCH, ask, left)

@@ -22,6 +22,7 @@ class Feed:
 
     def __init__(self, items: Iterable[Any] | AsyncIterable[Any], pack: Callable[[Any], Envelope]) -> None:
         self.ended = False
+        self._closed = False
         self._items = items
         self._pack = pack
         self._clock = SystemClock()
@@ -38,7 +39,8 @@ class Feed:
         return await _caller(self._items).step(lambda: self._take_arriving(limit))
 
     async def close(self) -> None:
-        """Let go of an async iterable, on its own loop."""
+        """Let go of an async iterable, on its own loop, and of what is read from now on."""
+        self._closed = True
         if self._arriving is not None and not self.ended:
             with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nothing of it runs any more
                 await _caller(self._items).step(self._let_go)
@@ -50,11 +52,14 @@ class Feed:
                 self._iterator = iter(self._items)  # type: ignore[arg-type]
             for item in self._iterator:
                 if taken.add(self._pack(item)):
-                    return taken.envelopes
-            self.ended = True
+                    break
+            else:
+                self.ended = True
         except BaseException:
             taken.discard()
             raise
+        if self._closed:  # nobody waits for these any more
+            taken.discard()
         return taken.envelopes
 
     async def _take_arriving(self, limit: int) -> list[Envelope]:

@@ -67,9 +67,7 @@ class Job:
         found = LogLines()
         after, page, partial = -1, None, False
         while page is None or len(page.lines) == _PAGE:
-            page = await self._client._ask(
-                routes.LOGS, m.ShowLogs(job=self._job_id, after=after, limit=_PAGE), None
-            )
+            page = await self._client._ask(routes.LOGS, m.ShowLogs(job=self._job_id, after=after, limit=_PAGE), None)
             found.trimmed = max(found.trimmed, page.trimmed)
             for line in page.lines:
                 if partial:

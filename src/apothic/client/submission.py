@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from math import isfinite
 from typing import Any, Protocol
@@ -40,7 +40,7 @@ class Target(Protocol):
     def name(self) -> str: ...
 
     @property
-    def submission(self) -> Submission: ...
+    def submitted_with(self) -> Submission: ...
 
     def client_here(self) -> ControlPlaneClient: ...
 
@@ -57,7 +57,7 @@ class Target(Protocol):
 class Submission:
     """What `with_options` sets for jobs."""
 
-    options: m.CallOptions = m.CallOptions()
+    options: m.CallOptions = field(default_factory=m.CallOptions)
     idempotency_key: str | None = None
 
 
@@ -117,7 +117,7 @@ async def submit(target: Target, envelope: Envelope, *, timeout_s: float, wait: 
     """
     clock = SystemClock()
     until = clock.monotonic() + timeout_s
-    client, submission = target.client_here(), target.submission
+    client, submission = target.client_here(), target.submitted_with
     key = submission.idempotency_key or secrets.token_hex(16)
     again = True
     try:
@@ -149,6 +149,11 @@ async def submit(target: Target, envelope: Envelope, *, timeout_s: float, wait: 
                 await clock.sleep(pause)
     finally:
         envelope.discard()
+
+
+async def spawn(target: Target, envelope: Envelope, *, timeout_s: float) -> Job:
+    """Submit one job and return its handle once the job is on disk."""
+    return (await submit(target, envelope, timeout_s=timeout_s, wait=False))[0]
 
 
 async def call(target: Target, envelope: Envelope, *, timeout_s: float) -> Any:

@@ -62,8 +62,12 @@ class LocalAgent:
     async def ended(self, control: Control, within_s: float) -> None:
         """Wait until no agent runs any more; kill it when it takes too long."""
         until = self._clock.monotonic() + within_s
-        while self._held():
+        if self._process is not None:
+            self._process.terminate()  # one that has not said hello yet has not been told to leave
+        while self._held() or (self._process is not None and self._process.poll() is None):
             if self._clock.monotonic() >= until:
+                if self._process is not None:
+                    self._process.kill()
                 for agent in await control.fleet.agents():
                     if agent.host == socket.gethostname() and _runs(agent.pid):
                         psutil.Process(agent.pid).kill()

@@ -176,7 +176,9 @@ class Fleet:
             outcome = Outcome(failure=failure) if failure is not None else Outcome(requeue="its container is gone")
             moves.end(job, outcome, [], now)
         tx.run("delete_container", id=container_id)
-        if row["status"] == "starting" and failure is not None and not failure.retriable:
+        # Whatever the container did wrong fails the deployment, at the first try: trying a module that ends its process
+        # again would go on for ever. A lost agent is no fault of the deployment's.
+        if row["status"] == "starting" and failure is not None and failure.kind != "worker_lost":
             mark_failed(tx, row["id"], failure)
             self._ring_later(tx, row["id"])
         tx.queue_changed = True

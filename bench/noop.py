@@ -1,0 +1,13 @@
+"""The app that is measured."""
+
+from __future__ import annotations
+
+import apothic
+
+app = apothic.App("bench")
+
+
+@app.function(max_containers=2, max_pending_tasks=50_000)
+def noop(x: int) -> int:
+    """Return what came."""
+    return x

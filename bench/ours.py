@@ -1,0 +1,106 @@
+"""What this build does: a real server, agent and containers in a data directory of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from bench.floors import timed
+
+
+@contextmanager
+def server() -> Iterator[Path]:
+    """Run a server on a fresh data directory; everything is gone afterwards."""
+    data_dir = Path(tempfile.mkdtemp(prefix="apothic-bench-"))
+    environment = {**os.environ, "APOTHIC_DATA_DIR": str(data_dir)}
+    try:
+        apothic("up", "--port=0", env=environment)
+        os.environ["APOTHIC_DATA_DIR"] = str(data_dir)
+        yield data_dir
+    finally:
+        apothic("down", env=environment)
+        shutil.rmtree(data_dir, ignore_errors=True)
+
+
+def apothic(*words: str, env: dict[str, str]) -> str:
+    """Run the command line; return what it printed."""
+    command = [sys.executable, "-m", "apothic", *words]
+    return subprocess.run(command, check=True, env=env, stdout=subprocess.PIPE, text=True).stdout
+
+
+def remote_calls(times: int) -> list[float]:
+    """Time warm calls of a no-op, each durable before it returns."""
+    from bench.noop import noop
+
+    timed(lambda: noop.remote(1), 50)
+    return timed(lambda: noop.remote(1), times)
+
+
+def map_rate(items: int) -> float:
+    """Return calls per second of a map over two containers."""
+    from bench.noop import noop
+
+    noop.map(range(20))
+    began = time.perf_counter()
+    assert noop.map(range(items)) == list(range(items))
+    return items / (time.perf_counter() - began)
+
+
+def spawn_rate(jobs: int) -> float:
+    """Return jobs per second spawned one by one, each on disk before the next."""
+    from bench.noop import noop
+
+    began = time.perf_counter()
+    spawned = [noop.spawn(n) for n in range(jobs)]
+    rate = jobs / (time.perf_counter() - began)
+    spawned[-1].wait()
+    return rate
+
+
+def spawn_rate_of_threads(jobs: int, threads: int) -> float:
+    """Return jobs per second spawned from many threads at once."""
+    from bench.noop import noop
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        spawned = list(pool.map(noop.spawn, range(jobs)))
+    rate = jobs / (time.perf_counter() - began)
+    for job in spawned[-threads:]:
+        job.wait()
+    return rate
+
+
+def first_result() -> float:
+    """Return the seconds from a clean data directory to the first result, the start of the server included."""
+    data_dir = Path(tempfile.mkdtemp(prefix="apothic-bench-"))
+    environment = {**os.environ, "APOTHIC_DATA_DIR": str(data_dir)}
+    try:
+        began = time.perf_counter()
+        code = "from bench.noop import noop; assert noop.remote(1) == 1"
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment, stderr=subprocess.DEVNULL)
+        return time.perf_counter() - began
+    finally:
+        apothic("down", env=environment)
+        shutil.rmtree(data_dir, ignore_errors=True)
+
+
+def idle_memory_mib(data_dir: Path) -> float:
+    """Return the PSS of server, agent and one warm container, in MiB."""
+    about = json.loads((data_dir / "server.json").read_text())
+    marked = [psutil.Process(about["pid"])]
+    for process in psutil.process_iter(["cmdline"]):
+        if str(data_dir) in " ".join(process.info["cmdline"] or []) and process.pid != about["pid"]:
+            marked.append(process)
+    whole = {each.pid: each for process in marked for each in [process, *process.children(recursive=True)]}
+    return sum(process.memory_full_info().pss for process in whole.values()) / 2**20

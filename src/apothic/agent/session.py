@@ -1,0 +1,265 @@
+"""The agent's life: one outbound session over which work comes and news goes, and which may break at any time.
+
+A cut changes nothing for what runs. The agent says hello again with what it has, and sends again, in order, whatever
+was not acknowledged. A remote agent ends its containers itself when its leases have run out; a local one can see that
+the server is gone, and waits for the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections import deque
+from pathlib import Path
+
+import aiohttp
+import msgspec
+
+from apothic.agent.containers import Containers
+from apothic.agent.outbox import Outbox
+from apothic.agent.route import ABSENCE_S, Freight, Route, Server
+from apothic.clock import Clock, wait_for
+from apothic.protocol import ids
+from apothic.protocol.routes import SESSION_PATH
+from apothic.protocol.session import (
+    Acknowledge,
+    CancelAttempt,
+    Downward,
+    Hello,
+    Leave,
+    Renew,
+    Renewed,
+    StartContainer,
+    StopContainer,
+    Welcome,
+    Work,
+)
+
+CONNECT_S = 10.0
+PING_S = 20.0
+LAST_WORDS_S = 5.0  # for the last reports to be acknowledged, once everything has ended
+
+_CLOSING = aiohttp.ClientWSTimeout(ws_close=1.0)
+_log = logging.getLogger("apothic.agent")
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Downward).decode
+
+
+class Agent:
+    """Holds the session and the containers. `home` is its own directory; `version` is told in the hello."""
+
+    def __init__(
+        self, route: Route, home: Path, clock: Clock, *, version: str, gpus: tuple[str, ...] = (), kill_s: float = 5.0
+    ) -> None:
+        self.id = ids.new("agt", clock.now())
+        self.refused: str | None = None  # what the control plane said when it did not let us in at all
+        self._route = route
+        self._home = home
+        self._clock = clock
+        self._version = version
+        self._gpus = gpus
+        self._kill_s = kill_s
+        self._freight = Freight(route, clock)
+        self._outbox = Outbox(clock, self._post)
+        self._containers: Containers | None = None
+        self._welcome: Welcome | None = None
+        self._met = False
+        self._live = False  # welcomed: frames may go out
+        self._outgoing: deque[bytes] = deque()
+        self._wake = asyncio.Event()
+        self._over = asyncio.Event()
+        self._departure: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[bool] | None = None
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._renewals = 0
+        self._sent_at: dict[int, float] = {}
+        self._heard_at = clock.monotonic()  # when what was last acknowledged had been sent
+
+    async def run(self) -> None:
+        """Serve until told to leave, or until nobody has been there for too long. Ends every container first."""
+        fence = asyncio.create_task(self._guard())
+        try:
+            async with aiohttp.ClientSession() as http:
+                await self._keep_session(http)
+        finally:
+            fence.cancel()
+            if self._containers is not None:
+                await self._containers.close()
+            await self._freight.close()
+
+    def leave(self, reason: str) -> None:
+        """Finish, or give back within the grace, and end."""
+        if self._departure is None:
+            _log.info("leaving: %s", reason)
+            self._departure = asyncio.get_running_loop().create_task(self._depart(reason))
+
+    # --- the session
+
+    async def _keep_session(self, http: aiohttp.ClientSession) -> None:
+        tries = 0
+        while not self._over.is_set():
+            server = self._route.find()
+            answered = False
+            if server is not None:
+                try:
+                    answered = await self._converse(http, server)
+                except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                    if self._is_refusal(error):
+                        return
+                    _log.debug("no session: %s", error)
+                except msgspec.MsgspecError as error:
+                    _log.error("a frame cannot be read, starting anew: %s", error)
+            tries = 0 if answered else tries + 1
+            await wait_for(self._clock, self._over, self._route.pause(tries))
+
+    def _is_refusal(self, error: Exception) -> bool:
+        refused = isinstance(error, aiohttp.WSServerHandshakeError) and error.status in (401, 403, 426)
+        if refused:
+            _log.warning("the control plane refuses us: %s", error)
+            if not self._route.local and not self._met:
+                self.refused = str(error)
+                return True
+        return False
+
+    async def _converse(self, http: aiohttp.ClientSession, server: Server) -> bool:
+        """Hold one session to its end; return whether we were welcome."""
+        url = server.base_url + SESSION_PATH
+        headers = {"Authorization": f"Bearer {server.key}"}
+        async with asyncio.timeout(CONNECT_S):
+            ws = await http.ws_connect(
+                url, headers=headers, max_msg_size=0, compress=0, heartbeat=PING_S, timeout=_CLOSING
+            )
+        self._outgoing.clear()
+        self._sent_at.clear()
+        self._socket = ws
+        sending = renewing = None
+        try:
+            said_at = self._clock.monotonic()
+            await ws.send_bytes(_encode(self._hello()))
+            async for message in ws:
+                if message.type is not aiohttp.WSMsgType.BINARY:
+                    continue
+                frame = _decode(message.data)
+                if isinstance(frame, Welcome):
+                    self._welcomed(frame, server, said_at)
+                    sending = asyncio.create_task(self._send(ws))
+                    renewing = asyncio.create_task(self._renew(frame.lease_s / 3))
+                else:
+                    self._take(frame)
+        finally:
+            self._live = False
+            for task in (sending, renewing):
+                if task is not None:
+                    task.cancel()
+            self._socket = None
+            await ws.close()
+            _log.info("the session has ended")
+        return sending is not None
+
+    def _hello(self) -> Hello:
+        containers = self._containers
+        return Hello(
+            agent=self.id,
+            version=self._version,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            cpu=float(len(os.sched_getaffinity(0))),
+            memory_mb=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20,
+            gpus=list(self._gpus),
+            # What has ended but was not acknowledged counts as held: the frames that tell it come right after.
+            containers=[*(containers.news() if containers is not None else []), *self._outbox.ended_containers()],
+            leases=[*(containers.leases() if containers is not None else []), *self._outbox.ended_leases()],
+        )
+
+    def _welcomed(self, welcome: Welcome, server: Server, said_at: float) -> None:
+        _log.info("welcomed by %s", server.base_url)
+        self._welcome = welcome
+        self._met = True
+        self._heard_at = said_at
+        if self._containers is None:
+            self._containers = Containers(
+                self._home, welcome, self._outbox, self._freight, self._clock, kill_s=self._kill_s
+            )
+        self._containers.site.limits = welcome
+        self._containers.site.base_url = server.base_url
+        self._containers.drop(welcome.dead_leases)
+        self._containers.end(welcome.dead_containers)
+        self._outgoing.clear()
+        self._outgoing.extend(self._outbox.unacknowledged())
+        self._live = True
+
+    def _take(self, frame: Downward) -> None:
+        containers = self._containers
+        if containers is None:
+            return
+        match frame:
+            case Work(assignments=assignments):
+                for assignment in assignments:
+                    containers.assign(assignment)
+            case Acknowledge(number=number):
+                self._outbox.acknowledged(number)
+            case CancelAttempt(job=job, token=token):
+                containers.cancel(job, token)
+            case StartContainer():
+                containers.start(frame)
+            case StopContainer(container=container, reason=reason):
+                containers.stop(container, reason)
+            case Renewed(number=number):
+                self._heard_at = max(self._heard_at, self._sent_at.pop(number, self._heard_at))
+                containers.drop(frame.dead_leases)
+            case Leave(reason=reason):
+                self.leave(reason)
+
+    def _post(self, frame: bytes) -> None:
+        if self._live:  # what is made before the welcome is sent after it, with all that was not acknowledged
+            self._outgoing.append(frame)
+            self._wake.set()
+
+    async def _send(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+        try:
+            while True:
+                self._wake.clear()
+                while self._outgoing:
+                    await ws.send_bytes(self._outgoing.popleft())
+                await self._wake.wait()
+        except (ConnectionError, aiohttp.ClientError):
+            return  # the reading side sees it too
+
+    async def _renew(self, every_s: float) -> None:
+        while True:
+            await self._clock.sleep(every_s)
+            self._renewals += 1
+            self._sent_at[self._renewals] = self._clock.monotonic()
+            self._post(_encode(Renew(number=self._renewals)))
+
+    # --- the end of a lease, and of the agent
+
+    async def _guard(self) -> None:
+        """End what runs when nobody has answered for too long."""
+        while True:
+            lease_s = self._welcome.lease_s if self._welcome is not None else 30.0
+            await self._clock.sleep(min(1.0, lease_s / 10))
+            silent_s = self._clock.monotonic() - self._heard_at
+            if self._route.local:
+                if silent_s > ABSENCE_S and not self._live:
+                    _log.error("no server for %d s: ending", silent_s)
+                    self._stop()
+                    return
+            elif silent_s > lease_s and self._containers is not None and self._containers.live:
+                _log.error("the leases have run out: ending %d containers", len(self._containers.live))
+                self._containers.end(list(self._containers.live))
+
+    async def _depart(self, reason: str) -> None:
+        if self._containers is not None and self._welcome is not None:
+            await self._containers.drain(reason, self._welcome.grace_s)
+            until = self._clock.monotonic() + max(LAST_WORDS_S, self._welcome.grace_s)
+            while (self._containers.leases() or not self._outbox.empty) and self._clock.monotonic() < until:
+                await self._clock.sleep(0.01)
+        self._stop()
+
+    def _stop(self) -> None:
+        self._over.set()
+        if self._socket is not None:
+            self._closing = asyncio.get_running_loop().create_task(self._socket.close())

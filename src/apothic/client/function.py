@@ -1,0 +1,330 @@
+"""`Function`, the handle of a function that this program declares: called here, or as jobs elsewhere."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import sys
+import warnings
+from collections.abc import AsyncIterator, Callable, Coroutine
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
+
+from apothic.client import submission
+from apothic.client.blocking import Facet, awaiting, blocking, iterating, streaming
+from apothic.client.bundle import home_of, remote_name
+from apothic.client.connection import ControlPlaneClient
+from apothic.client.fanout import Fanout, Items, single, spread
+from apothic.client.job import Job
+from apothic.client.loop import LOOP
+from apothic.client.remote import RemoteFunction, refuse_generator
+from apothic.client.submission import Address, Submission
+from apothic.errors import ConfigError, NotAServiceError
+from apothic.protocol import messages as m
+from apothic.protocol.pickling import locate
+from apothic.protocol.specs import BatchingSpec, ConcurrencySpec, Cron, FunctionOptions, Period, Retries
+
+if TYPE_CHECKING:
+    from apothic.client.app import App
+
+P = ParamSpec("P")
+R = TypeVar("R")
+L = TypeVar("L")
+F = TypeVar("F", bound=Callable[..., Any])
+
+_AMBIGUOUS = ("timeout_s", "snapshot", "event_types")
+_CONCURRENCY, _BATCHING = "__apothic_concurrency__", "__apothic_batching__"
+
+
+class Function(Generic[P, R, L]):
+    """A function of an app. `fn(...)` and `fn.local(...)` run it here; the other methods make jobs of it.
+
+    The first job deploys the app, unless that has been done. All keywords of a method are the function's own, except
+    where the method names some; `with_options` sets what belongs to the jobs.
+    """
+
+    def __init__(self, app: App, entry: Callable[P, L], options: FunctionOptions) -> None:
+        if not inspect.isfunction(entry):
+            raise TypeError(f"@app.function() takes a function, not {type(entry).__name__}")
+        functools.update_wrapper(self, entry)
+        self._app = app
+        self._entry: Callable[P, L] = entry
+        self._options = options
+        self._submission = Submission()
+        self._is_generator = inspect.isgeneratorfunction(entry) or inspect.isasyncgenfunction(entry)
+
+    # --- what it is -------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def from_name(
+        app_name: str,
+        function_name: str,
+        *,
+        client: ControlPlaneClient | None = None,
+        base_url: str | None = None,
+    ) -> RemoteFunction:
+        """Return the handle of a deployed function; it is looked up when it is first used."""
+        return RemoteFunction.from_name(app_name, function_name, client=client, base_url=base_url)
+
+    @property
+    def name(self) -> str:
+        """Return the name, by which others look it up."""
+        return self._entry.__name__
+
+    @property
+    def options(self) -> FunctionOptions:
+        """Return what it was declared with."""
+        return self._options
+
+    @property
+    def kind(self) -> str:
+        """Return `function`, or the sort of service that it is."""
+        return "function"
+
+    @property
+    def schedule(self) -> Cron | Period | None:
+        """Return when it runs by itself."""
+        return self._options.schedule
+
+    @property
+    def service_url(self) -> str | None:
+        """Return where it is served; `None` for a function that is no service."""
+        return None
+
+    @property
+    def aio(self) -> FunctionAio[P, R, L]:
+        """Return the asynchronous side."""
+        return FunctionAio(self)
+
+    @property
+    def __apothic_entry__(self) -> Callable[P, L]:
+        return self._entry
+
+    def __repr__(self) -> str:
+        return f"<Function {self._app.name}.{self.name}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        home = home_of(self._entry)
+        found: Any = sys.modules.get(self._entry.__module__) if home.module else None
+        for part in home.qualname.split(".") if found is not None else ():
+            found = getattr(found, part, None)
+        if found is self:
+            return locate, (remote_name(self._entry.__module__), home.qualname)
+        return _looked_up, (self._app.name, self.name)
+
+    # --- here ---------------------------------------------------------------------------------------------------
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> L:
+        return self._entry(*args, **kwargs)
+
+    @property
+    def local(self) -> Callable[P, L]:
+        """Return the plain function: `fn.local(...)` runs the body in the caller's process."""
+        return self._entry
+
+    # --- as jobs ------------------------------------------------------------------------------------------------
+
+    def with_options(
+        self,
+        *,
+        timeout_s: float | None = None,
+        retries: int | Retries | None = None,
+        idempotency_key: str | None = None,
+        expires_in_s: float | None = None,
+        delivery: m.Delivery | None = None,
+        run_at: float | datetime | None = None,
+    ) -> Self:
+        """Return a handle whose jobs have other options.
+
+        `timeout_s` is one attempt's run time, `expires_in_s` the time by which a job must have begun, `run_at` the
+        earliest time (a `datetime`, or seconds since 1970). The same `idempotency_key` means the same job.
+        Raises `ConfigError`.
+        """
+        other = copy.copy(self)
+        other._submission = submission.changed(
+            self._submission, timeout_s=timeout_s, retries=retries, idempotency_key=idempotency_key,
+            expires_in_s=expires_in_s, delivery=delivery, run_at=run_at,
+        )  # fmt: skip
+        return other
+
+    @blocking
+    def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Job]:
+        """Submit a job; return its handle once the job is on disk.
+
+        Waits for room in a full queue as long as the client's `timeout_s`, then raises `QueueFullError`.
+        """
+        return self._spawn(args, kwargs)
+
+    def _spawn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Job]:
+        return submission.spawn(self, submission.pack(self, args, kwargs), timeout_s=self._patience)
+
+    @blocking
+    def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Run it as a job and return its value.
+
+        Raises the function's own exception with the remote traceback, a `JobError` when the job ended otherwise,
+        `WaitTimeoutError` after the client's `timeout_s`. Ctrl-C or cancellation ends the waiting; the job goes on.
+        """
+        return self._remote(args, kwargs)
+
+    def _remote(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, R]:
+        refuse_generator(self._is_generator, self.name, "remote", "remote_gen")
+        return submission.call(self, submission.pack(self, args, kwargs), timeout_s=self._patience)
+
+    @blocking
+    def spawn_map(self, /, items: Items) -> Coroutine[Any, Any, list[Job]]:
+        """Submit a job for each item; return the jobs in the order of the items.
+
+        If `items` raises, what was submitted is cancelled and the same exception raised.
+        """
+        return Fanout(self, items).jobs(timeout_s=self._patience)
+
+    @blocking
+    def map(self, /, items: Items, *, return_exceptions: bool = False) -> Coroutine[Any, Any, list[Any]]:
+        """Run it for each item; return the values in the order of the items.
+
+        The first item that failed raises its exception, and items not yet begun are cancelled; with
+        `return_exceptions`, exceptions stand in their places instead. Items are read as there is room for them; an
+        empty input asks nothing of the server. After the client's `timeout_s`, raises `WaitTimeoutError` with `.jobs`.
+        Ctrl-C, cancellation and an input that raises cancel what is unfinished.
+        """
+        return self._fanned("map", items, return_exceptions=return_exceptions)
+
+    @blocking
+    def starmap(self, /, items: Items, *, return_exceptions: bool = False) -> Coroutine[Any, Any, list[Any]]:
+        """Do as `map` does, with each item spread over the parameters."""
+        return self._fanned("starmap", items, spread, return_exceptions=return_exceptions)
+
+    @blocking
+    async def for_each(self, /, items: Items) -> None:
+        """Do as `map` does, and keep no values."""
+        await self._fanned("for_each", items, keep=False)
+
+    @streaming
+    def map_iter(self, /, items: Items, *, ordered: bool = True, return_exceptions: bool = False) -> AsyncIterator[Any]:
+        """Yield the values while they come: in the order of the items, or, without `ordered`, as they are done.
+
+        Otherwise as `map`. Leaving the loop early cancels what is unfinished.
+        """
+        refuse_generator(self._is_generator, self.name, "map_iter", "spawn_map or remote_gen")
+        return Fanout(self, items).results(
+            timeout_s=self._patience, ordered=ordered, return_exceptions=return_exceptions
+        )
+
+    def _fanned(
+        self,
+        method: str,
+        items: Items,
+        arguments: Callable[[Any], tuple[Any, ...]] = single,
+        *,
+        return_exceptions: bool = False,
+        keep: bool = True,
+    ) -> Coroutine[Any, Any, list[Any]]:
+        refuse_generator(self._is_generator, self.name, method, "spawn_map or remote_gen")
+        fanout = Fanout(self, items, arguments)
+        return fanout.collect(timeout_s=self._patience, return_exceptions=return_exceptions, keep=keep)
+
+    @blocking
+    async def get_web_url(self, /) -> str:
+        """Return the URL of the service. Raises `NotAServiceError` for a function that is none."""
+        raise NotAServiceError(
+            f"{self._app.name}.{self.name} is a plain function and serves no URL",
+            hint=f"call it: {self.name}.remote(...)",
+        )
+
+    # --- where jobs go ------------------------------------------------------------------------------------------
+
+    @property
+    def _patience(self) -> float:
+        return self.client_here().timeout_s
+
+    @property
+    def submitted_with(self) -> Submission:
+        return self._submission
+
+    def client_here(self) -> ControlPlaneClient:
+        return self._app.client
+
+    async def address(self) -> Address:
+        function, deployment = await self._app.find(self.name)
+        return Address(function, deployment, self._is_generator)
+
+    def forget(self) -> None:
+        self._app.forget()
+
+
+class FunctionAio(Facet[Function[P, R, L]], Generic[P, R, L]):
+    """The asynchronous side of `Function`."""
+
+    async def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> Job:
+        """Submit a job; return its handle once the job is on disk."""
+        return await LOOP.hop(lambda: self._handle._spawn(args, kwargs))
+
+    async def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run it as a job and return its value."""
+        return await LOOP.hop(lambda: self._handle._remote(args, kwargs))
+
+    spawn_map = awaiting(Function.spawn_map)
+    map = awaiting(Function.map)
+    starmap = awaiting(Function.starmap)
+    for_each = awaiting(Function.for_each)
+    map_iter = iterating(Function.map_iter)
+    get_web_url = awaiting(Function.get_web_url)
+
+
+def _looked_up(app_name: str, function_name: str) -> RemoteFunction:
+    return RemoteFunction.from_name(app_name, function_name)
+
+
+# --- decorators under @app.function -----------------------------------------------------------------------------
+
+
+def concurrent(*, max_inputs: int, target_inputs: int | None = None) -> Callable[[F], F]:
+    """Let one container run up to `max_inputs` inputs of the function at once. Stands under `@app.function()`.
+
+    Raises `ConfigError`.
+    """
+    return _marking(_CONCURRENCY, ConcurrencySpec(max_inputs, target_inputs))
+
+
+def batched(*, max_batch_size: int, wait_ms: int) -> Callable[[F], F]:
+    """Give the function, written as `f(list) -> list`, several inputs at a time. Stands under `@app.function()`.
+
+    Raises `ConfigError`.
+    """
+    return _marking(_BATCHING, BatchingSpec(max_batch_size, wait_ms))
+
+
+def _marking(mark: str, spec: ConcurrencySpec | BatchingSpec) -> Callable[[F], F]:
+    def decorate(fn: F) -> F:
+        if isinstance(fn, Function) or not callable(fn):
+            raise TypeError("this decorator stands under @app.function(), directly above the function")
+        setattr(fn, mark, spec)
+        return fn
+
+    return decorate
+
+
+def options_of(fn: Callable[..., Any], given: dict[str, Any]) -> FunctionOptions:
+    """Make a function's options of those given and those of the decorators under it. Raises `ConfigError`."""
+    concurrency: ConcurrencySpec | None = getattr(fn, _CONCURRENCY, None)
+    at_once = given["concurrent_requests"]
+    if concurrency is not None and at_once not in (1, concurrency.max_inputs):
+        raise ConfigError(
+            f"concurrent_requests says {at_once} and @concurrent says {concurrency.max_inputs}",
+            hint="give one of the two; concurrent_requests is the short form",
+        )
+    return FunctionOptions(**given, concurrency=concurrency, batching=getattr(fn, _BATCHING, None))
+
+
+def warn_of_ambiguity(fn: Callable[..., Any], *, stacklevel: int) -> None:
+    """Warn of parameters that a method of the handle has as well."""
+    clash = [name for name in inspect.signature(fn).parameters if name in _AMBIGUOUS]
+    if clash:
+        warnings.warn(
+            f"{fn.__qualname__} has a parameter {clash[0]}, which methods of a looked-up function take for themselves: "
+            "rename it, or pass it by position",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )

@@ -1,0 +1,294 @@
+"""`RemoteFunction`, the handle of a function that is known by the names of its app and itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator, Callable, Coroutine
+from datetime import datetime
+from typing import Any, Self
+
+from apothic.client import submission
+from apothic.client.blocking import Facet, awaiting, blocking, iterating, streaming
+from apothic.client.connection import TIMEOUT_S, ControlPlaneClient, client_for
+from apothic.client.fanout import Fanout, Items, single, spread
+from apothic.client.job import Job
+from apothic.client.submission import Address, Submission
+from apothic.context import CURRENT
+from apothic.errors import NotAServiceError, NotFoundError
+from apothic.protocol import messages as m
+from apothic.protocol import routes
+from apothic.protocol.specs import BatchingSpec, ConcurrencySpec, Cron, Period, Retries
+from apothic.protocol.values import Envelope
+
+
+class RemoteFunction:
+    """A deployed function, looked up by name when it is first used. It survives pickling, as the names."""
+
+    def __init__(self, app_name: str, function_name: str, client: ControlPlaneClient) -> None:
+        self._app_name = app_name
+        self._name = function_name
+        self._client = client
+        self._submission = Submission()
+        self._found: m.FunctionView | None = None
+
+    @classmethod
+    def from_name(
+        cls,
+        app_name: str,
+        function_name: str,
+        *,
+        client: ControlPlaneClient | None = None,
+        base_url: str | None = None,
+    ) -> RemoteFunction:
+        """Return the handle. Asks nobody: the look-up is at the first use, and raises `NotFoundError` there.
+
+        >>> RemoteFunction.from_name("shop", "total").name
+        'total'
+        """
+        return cls(app_name, function_name, client_for(client, base_url))
+
+    # --- what it is: these look it up -------------------------------------------------------------------------
+
+    @property
+    def function_id(self) -> str:
+        """Return the id, which stays the same from deployment to deployment."""
+        return self._view().id
+
+    @property
+    def name(self) -> str:
+        """Return the name; known without a look-up."""
+        return self._name
+
+    @property
+    def kind(self) -> str:
+        """Return `function`, or the sort of service that it is."""
+        return self._view().kind
+
+    @property
+    def service_url(self) -> str | None:
+        """Return where it is served; `None` for a function that is no service."""
+        return self._view().service_url
+
+    @property
+    def schedule(self) -> Cron | Period | None:
+        """Return when it runs by itself."""
+        return self._view().options.schedule
+
+    @property
+    def timeout_s(self) -> int:
+        """Return one attempt's run time, in seconds."""
+        return self._view().options.timeout_s
+
+    @property
+    def retries(self) -> Retries | None:
+        """Return how attempts that raised are tried again."""
+        return self._view().options.user_retries
+
+    @property
+    def concurrency(self) -> ConcurrencySpec | None:
+        """Return how many inputs share a container, if it was declared with `@concurrent`."""
+        return self._view().options.concurrency
+
+    @property
+    def batching(self) -> BatchingSpec | None:
+        """Return how inputs are batched, if they are."""
+        return self._view().options.batching
+
+    @property
+    def app_name(self) -> str | None:
+        """Return the app's name; known without a look-up."""
+        return self._app_name
+
+    @property
+    def aio(self) -> RemoteFunctionAio:
+        """Return the asynchronous side; `await remote.aio.hydrate()` looks it up."""
+        return RemoteFunctionAio(self)
+
+    def __repr__(self) -> str:
+        return f"<RemoteFunction {self._app_name}.{self._name}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteFunction, (self._app_name, self._name, self._client)
+
+    def _view(self) -> m.FunctionView:
+        return self._found or self.hydrate()
+
+    @blocking
+    async def hydrate(self, /) -> m.FunctionView:
+        """Look it up, now. Raises `NotFoundError` that names what is missing."""
+        return await self._look_up()
+
+    async def _look_up(self) -> m.FunctionView:
+        if self._found is None:
+            self._found = await find(self._client, self._app_name, self._name)
+        return self._found
+
+    # --- as jobs ------------------------------------------------------------------------------------------------
+
+    def with_options(
+        self,
+        *,
+        timeout_s: float | None = None,
+        retries: int | Retries | None = None,
+        idempotency_key: str | None = None,
+        expires_in_s: float | None = None,
+        delivery: m.Delivery | None = None,
+        run_at: float | datetime | None = None,
+    ) -> Self:
+        """Return a handle whose jobs have other options; see `Function.with_options`. Raises `ConfigError`."""
+        other = copy.copy(self)
+        other._submission = submission.changed(
+            self._submission, timeout_s=timeout_s, retries=retries, idempotency_key=idempotency_key,
+            expires_in_s=expires_in_s, delivery=delivery, run_at=run_at,
+        )  # fmt: skip
+        return other
+
+    @blocking
+    def spawn(self, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Job]:
+        """Submit a job; return its handle once the job is on disk. See `Function.spawn`."""
+        return submission.spawn(self, submission.pack(self, args, kwargs), timeout_s=self._client.timeout_s)
+
+    @blocking
+    def remote(self, /, *args: Any, timeout_s: float = TIMEOUT_S, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        """Run it as a job and return its value, waiting at most `timeout_s` seconds in all. See `Function.remote`."""
+        return self._remote(submission.pack(self, args, kwargs), timeout_s)
+
+    async def _remote(self, envelope: Envelope, timeout_s: float) -> Any:
+        await self._refuse_generator("remote", "remote_gen", envelope)
+        return await submission.call(self, envelope, timeout_s=timeout_s)
+
+    @blocking
+    def spawn_map(self, /, items: Items) -> Coroutine[Any, Any, list[Job]]:
+        """Submit a job for each item; return the jobs in the order of the items. See `Function.spawn_map`."""
+        return Fanout(self, items).jobs(timeout_s=self._client.timeout_s)
+
+    @blocking
+    async def map(self, /, items: Items, *, timeout_s: float = TIMEOUT_S, return_exceptions: bool = False) -> list[Any]:
+        """Run it for each item; return the values in the order of the items. See `Function.map`."""
+        return await self._fanned("map", items, timeout_s=timeout_s, return_exceptions=return_exceptions)
+
+    @blocking
+    async def starmap(
+        self, /, items: Items, *, timeout_s: float = TIMEOUT_S, return_exceptions: bool = False
+    ) -> list[Any]:
+        """Do as `map` does, with each item spread over the parameters."""
+        return await self._fanned("starmap", items, spread, timeout_s=timeout_s, return_exceptions=return_exceptions)
+
+    @blocking
+    async def for_each(self, /, items: Items, *, timeout_s: float = TIMEOUT_S) -> None:
+        """Do as `map` does, and keep no values."""
+        await self._fanned("for_each", items, timeout_s=timeout_s, keep=False)
+
+    @streaming
+    async def map_iter(
+        self, /, items: Items, *, ordered: bool = True, return_exceptions: bool = False
+    ) -> AsyncIterator[Any]:
+        """Yield the values while they come. See `Function.map_iter`."""
+        results = _Checked(self, "map_iter", items, single).results(
+            timeout_s=self._client.timeout_s, ordered=ordered, return_exceptions=return_exceptions
+        )
+        try:
+            async for result in results:
+                yield result
+        finally:
+            await results.aclose()
+
+    async def _fanned(
+        self,
+        method: str,
+        items: Items,
+        arguments: Callable[[Any], tuple[Any, ...]] = single,
+        *,
+        timeout_s: float,
+        return_exceptions: bool = False,
+        keep: bool = True,
+    ) -> list[Any]:
+        fanout = _Checked(self, method, items, arguments)
+        return await fanout.collect(timeout_s=timeout_s, return_exceptions=return_exceptions, keep=keep)
+
+    async def _refuse_generator(self, method: str, instead: str, envelope: Envelope | None = None) -> None:
+        try:
+            refuse_generator((await self._look_up()).is_generator, self._name, method, instead)
+        except BaseException:
+            if envelope is not None:
+                envelope.discard()
+            raise
+
+    @blocking
+    async def get_web_url(self, /) -> str:
+        """Return the URL of the service. Raises `NotAServiceError` for a function that is none."""
+        view = await self._look_up()
+        if view.service_url is None:
+            raise NotAServiceError(
+                f"{self._app_name}.{self._name} is a {view.kind} and serves no URL",
+                hint="call it with .remote(...)",
+            )
+        return view.service_url
+
+    # --- where jobs go ------------------------------------------------------------------------------------------
+
+    @property
+    def submitted_with(self) -> Submission:
+        return self._submission
+
+    def client_here(self) -> ControlPlaneClient:
+        return self._client
+
+    async def address(self) -> Address:
+        view = await self._look_up()
+        job = CURRENT.get()
+        own = job is not None and job.app == self._app_name
+        return Address(view.id, job.deployment_id if job is not None and own else None, view.is_generator)
+
+    def forget(self) -> None:
+        self._found = None
+
+
+class _Checked(Fanout):
+    """A fan-out that learns, before anything is sent, whether its function is a generator."""
+
+    def __init__(
+        self, function: RemoteFunction, method: str, items: Items, arguments: Callable[[Any], tuple[Any, ...]]
+    ) -> None:
+        super().__init__(function, items, arguments)
+        self._function = function
+        self._method = method
+
+    async def _submit_batch(self, envelopes: list[Envelope], until: float) -> int:
+        await self._function._refuse_generator(self._method, "spawn_map or remote_gen")
+        return await super()._submit_batch(envelopes, until)
+
+
+class RemoteFunctionAio(Facet[RemoteFunction]):
+    """The asynchronous side of `RemoteFunction`."""
+
+    hydrate = awaiting(RemoteFunction.hydrate)
+    spawn = awaiting(RemoteFunction.spawn)
+    remote = awaiting(RemoteFunction.remote)
+    spawn_map = awaiting(RemoteFunction.spawn_map)
+    map = awaiting(RemoteFunction.map)
+    starmap = awaiting(RemoteFunction.starmap)
+    for_each = awaiting(RemoteFunction.for_each)
+    map_iter = iterating(RemoteFunction.map_iter)
+    get_web_url = awaiting(RemoteFunction.get_web_url)
+
+
+def refuse_generator(is_generator: bool, name: str, method: str, instead: str) -> None:
+    """Raise `TypeError` that names the right method when a generator function is asked for one value."""
+    if is_generator:
+        raise TypeError(f"{name} is a generator function, which {method} cannot run: use {instead}")
+
+
+async def find(client: ControlPlaneClient, app_name: str, function_name: str) -> m.FunctionView:
+    """Look a function up. Raises `NotFoundError` that names the app, or the function, that is missing."""
+    found = await client._ask(routes.FIND_FUNCTIONS, m.FindFunctions(app=app_name, name=function_name), None)
+    if found.functions:
+        return found.functions[0]
+    others = await client._ask(routes.FIND_FUNCTIONS, m.FindFunctions(app=app_name), None)
+    if others.functions:
+        known = ", ".join(sorted(view.name for view in others.functions))
+        raise NotFoundError(f"app {app_name!r} has no function {function_name!r}", hint=f"it has {known}")
+    raise NotFoundError(
+        f"there is no app {app_name!r} with a live deployment, so no function {function_name!r}",
+        hint="`apothic app list` shows the apps; `apothic deploy FILE` deploys one",
+    )

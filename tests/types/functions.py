@@ -1,0 +1,91 @@
+"""What editors and type checkers know of the handles. Checked by `test_types.py`, never run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any, assert_type
+
+import apothic
+from apothic import App, Function, FunctionOptions, Job, RemoteFunction
+
+app = App("typed")
+
+
+@app.function()
+def square(number: float, *, digits: int = 2) -> float:
+    return round(number * number, digits)
+
+
+@app.function(max_containers=2, retries=apothic.Retries(3))
+async def greet(name: str) -> str:
+    return f"hello {name}"
+
+
+@app.function()
+@apothic.concurrent(max_inputs=10)
+def length(words: list[str]) -> int:
+    return len(words)
+
+
+@app.local_entrypoint()
+def main(count: int = 3) -> None:
+    assert_type(square.remote(3.0), float)
+
+
+assert_type(square.remote(3.0, digits=1), float)
+assert_type(square.spawn(3.0), Job)
+assert_type(square.local(3.0), float)
+assert_type(square(3.0), float)
+assert_type(greet.remote("you"), str)
+assert_type(greet.spawn("you"), Job)
+assert_type(greet("you"), Coroutine[Any, Any, str])
+assert_type(greet.local("you"), Coroutine[Any, Any, str])
+assert_type(length.remote(["a"]), int)
+assert_type(main(4), None)
+
+assert_type(square.map([1.0, 2.0]), list[Any])
+assert_type(square.map([1.0], return_exceptions=True), list[Any])
+assert_type(square.starmap([(1.0,)]), list[Any])
+assert_type(square.for_each([1.0]), None)
+assert_type(square.spawn_map([1.0]), list[Job])
+assert_type(square.map_iter([1.0], ordered=False), Iterator[Any])
+assert_type(square.get_web_url(), str)
+assert_type(square.with_options(timeout_s=3).remote(1.0), float)
+
+assert_type(square.name, str)
+assert_type(square.options, FunctionOptions)
+assert_type(square.kind, str)
+assert_type(square.schedule, apothic.Cron | apothic.Period | None)
+assert_type(square.service_url, str | None)
+assert_type(Function.from_name("shop", "total"), RemoteFunction)
+
+
+async def asynchronous(remote: RemoteFunction, job: Job) -> None:
+    assert_type(await square.aio.remote(3.0), float)
+    assert_type(await greet.aio.remote("you"), str)
+    assert_type(await square.aio.spawn(3.0), Job)
+    assert_type(await square.aio.map([1.0]), list[Any])
+    assert_type(await square.aio.for_each([1.0]), None)
+    assert_type(square.aio.map_iter([1.0]), AsyncIterator[Any])
+    assert_type(await app.aio.deploy(), str)
+    assert_type(await remote.aio.spawn(1), Job)
+    assert_type(await job.aio.status(), str)
+    assert_type(await job.aio.logs(), list[str])
+    assert_type(await job.aio.wait(timeout_s=3), Any)
+
+
+def handles(remote: RemoteFunction, job: Job) -> None:
+    assert_type(app.deploy(), str)
+    assert_type(app.deployment_id, str | None)
+    assert_type(remote.remote(1, timeout_s=3), Any)
+    assert_type(remote.map([1], timeout_s=3), list[Any])
+    assert_type(remote.timeout_s, int)
+    assert_type(remote.retries, apothic.Retries | None)
+    assert_type(job.status(), str)
+    assert_type(job.logs(), list[str])
+    assert_type(job.cancel(), str)
+    assert_type(job.wait(poll_interval_s=0.1), Any)
+    assert_type(Job.attach("job_x"), Job)
+    assert_type(apothic.current_job(), apothic.CurrentJob | None)
+    waiting: Callable[..., Any] = job.wait
+    del waiting
