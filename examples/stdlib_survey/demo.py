@@ -91,7 +91,8 @@ def main() -> None:
     program = f"{sys.executable} -m apothic"
     screen.print("\nThe same job from outside. The key of this data directory is in its admin.key:")
     if shutil.which("curl"):
-        run("curl", "-s", "-H", f'"Authorization: Bearer $(cat {DATA}/admin.key)"', f"{app.client.base_url}/v1/jobs/{job.job_id}")
+        key = f'"Authorization: Bearer $(cat {DATA}/admin.key)"'
+        run("curl", "-s", "-H", key, f"{app.client.base_url}/v1/jobs/{job.job_id}")
         print()
     run(program, "job", "show", job.job_id)
     screen.print(f"\n[bold]done in {time.perf_counter() - began:.1f} s[/]")

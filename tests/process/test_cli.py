@@ -1,153 +1,15 @@
-"""The real command against a real server: every command, its text, its JSON, its exit status."""
+"""The real command against a real server: apps, functions and jobs; text, JSON and exit status."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
-import sys
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
-
-from apothic.cli import local
-
-SOURCE = str(Path(__file__).resolve().parents[2] / "src")
-APOTHIC = [sys.executable, "-m", "apothic"]
-
-SHOP = """
-import os
-import sys
-import time
-
-import apothic
-
-app = apothic.App("shop")
-
-
-class Price:
-    def __repr__(self):
-        return "Price(7)"
-
-
-@app.function()
-def add(a: int, b: int = 2) -> int:
-    print("adding", a, b)
-    print("\\x1b[31mto stderr", file=sys.stderr)
-    return a + b
-
-
-@app.function()
-def price():
-    return Price()
-
-
-@app.function()
-def shout(text: str, *, times: int = 1, loud: bool = False) -> str:
-    return (text.upper() if loud else text) * times
-
-
-@app.function()
-def fail(word: str):
-    print("about to fail")
-    raise ValueError(f"no {word} here")
-
-
-@app.function()
-def wait_for(path: str):
-    print("waiting")
-    while not os.path.exists(path):
-        time.sleep(0.01)
-    return "it came"
-
-
-@app.local_entrypoint()
-def main(a: int, twice: bool = False):
-    total = app.functions["add"].remote(a)
-    print("total", total * (2 if twice else 1))
-
-
-@app.local_entrypoint(name="break-it")
-def break_it():
-    return {}["missing"]
-"""
-
-
-def environment(home: Path, **more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("APOTHIC_")}
-    return kept | {"HOME": str(home), "PYTHONPATH": SOURCE, "COLUMNS": "120"} | more
-
-
-class Ran:
-    """One run of the command."""
-
-    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
-        self.status, self.out, self.err = done.returncode, done.stdout, done.stderr
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-    def ok(self) -> Ran:
-        assert self.status == 0, self.out + self.err
-        return self
-
-
-Runs = Callable[..., Ran]
-
-
-def runner(home: Path, **env: str) -> Runs:
-    def run(*words: object, **more: str) -> Ran:
-        command = [*APOTHIC, *(str(word) for word in words)]
-        done = subprocess.run(
-            command, env=environment(home, **env) | more, cwd=home, capture_output=True, text=True, timeout=90
-        )
-        assert "Traceback" not in done.stderr or "--traceback" in words or 'File "' in done.stderr
-        return Ran(done)
-
-    return run
-
-
-class Server:
-    """A server in the foreground, in a process of its own."""
-
-    def __init__(self, home: Path, *words: str) -> None:
-        self.data_dir = home / "data"
-        command = [
-            *APOTHIC,
-            "server",
-            "--json",
-            "--port",
-            "0",
-            "--gateway-port",
-            "0",
-            "--data-dir",
-            str(self.data_dir),
-            *words,
-        ]
-        self.process = subprocess.Popen(command, env=environment(home), cwd=home, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout
-        self.told = json.loads(self.process.stdout.readline())
-
-    def close(self) -> int:
-        assert self.process.stdout
-        self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(60)
-        self.process.stdout.close()
-        end_agent(self.data_dir)
-        return status
-
-
-def end_agent(data_dir: Path) -> None:
-    pid = local.holder(data_dir / local.AGENT_LOCK)
-    if pid:
-        local.end(pid, 30)
+from commandbench import APOTHIC, SHOP, Runs, Server, environment, runner
 
 
 @pytest.fixture(scope="module")
@@ -175,124 +37,6 @@ def shop(home: Path, run: Runs) -> str:
     return "shop"
 
 
-# --- the server itself ------------------------------------------------------------------------------------------
-
-
-def test_the_process_is_the_control_plane_and_says_where(server: Server) -> None:
-    assert server.told["pid"] == server.process.pid
-    assert server.told["data_dir"] == str(server.data_dir)
-    with urllib.request.urlopen(server.told["base_url"] + "/healthz") as answer:
-        assert json.load(answer)["pid"] == server.process.pid
-    assert server.data_dir.stat().st_mode & 0o777 == 0o700
-    assert (server.data_dir / "admin.key").stat().st_mode & 0o777 == 0o600
-
-
-def test_a_taken_port_names_who_holds_it(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        ran = runner(tmp_path)("server", "--port", port, "--gateway-port", 0, "--data-dir", tmp_path / "data")
-    assert ran.status == 1
-    assert f"port {port}" in ran.err and f"(pid {os.getpid()})" in ran.err and "--port 0" in ran.err
-    assert ran.err.count("\n") == 2
-
-
-def test_a_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for command in ("server", "up"):
-        ran = runner(tmp_path)(command, "--port", 0, "--data-dir", tmp_path / "file/data")
-        assert (ran.status, ran.err.count("\n")) == (1, 2)
-        assert "cannot be written" in ran.err and "hint: " in ran.err
-
-
-def test_sigterm_ends_server_and_agent(tmp_path: Path) -> None:
-    running = Server(tmp_path)
-    children = psutil.Process(running.process.pid).children(recursive=True)
-    agent = local.holder(running.data_dir / local.AGENT_LOCK)
-    assert running.process.stdout
-    running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(60) == 0
-    running.process.stdout.close()
-    gone, alive = psutil.wait_procs(
-        [*children, *([psutil.Process(agent)] if agent and psutil.pid_exists(agent) else [])], 30
-    )
-    assert not alive and gone is not None
-    assert local.running(running.data_dir) is None
-
-
-def test_up_status_down(tmp_path: Path) -> None:
-    run = runner(tmp_path, APOTHIC_DATA_DIR=str(tmp_path / "data"))
-    before = run("status", "--json")
-    assert (before.status, before.json["running"]) == (3, False)
-    told = run("up", "--port", 0, "--gateway-port", 0, "--json").ok().json
-    try:
-        assert psutil.Process(told["pid"]).is_running()
-        assert os.getsid(told["pid"]) == told["pid"]
-        again = run("up", "--json").ok().json
-        assert again["pid"] == told["pid"] and again["base_url"] == told["base_url"]
-        now = run("status", "--json").ok().json
-        assert now["running"] and now["base_url"] == told["base_url"] and now["health"]["pid"] == told["pid"]
-        assert told["base_url"] in run("status").ok().out
-    finally:
-        ended = run("down", "--json").ok().json["ended"]
-    assert ended["server"] == told["pid"] and not any(map(psutil.pid_exists, ended.values()))
-    assert not psutil.pid_exists(told["pid"])
-    assert local.holder(tmp_path / "data" / local.AGENT_LOCK) is None
-    assert "nothing was running" in run("down").ok().out
-
-
-def test_up_tells_why_the_server_did_not_start(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        ran = runner(tmp_path)("up", "--port", port, "--gateway-port", 0, "--data-dir", tmp_path / "data")
-    assert ran.status == 1
-    assert f"port {port}" in ran.err and "--port 0" in ran.err
-
-
-def test_down_after_the_server_was_killed_ends_the_agent(tmp_path: Path) -> None:
-    run = runner(tmp_path, APOTHIC_DATA_DIR=str(tmp_path / "data"))
-    pid = run("up", "--port", 0, "--gateway-port", 0, "--json").ok().json["pid"]
-    wait_until(lambda: bool(run("status", "--json").ok().json["agents"]))
-    os.kill(pid, signal.SIGKILL)
-    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], 30)
-    assert set(run("down", "--json").ok().json["ended"]) == {"agent"}
-    assert local.holder(tmp_path / "data" / local.AGENT_LOCK) is None
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    for _ in range(200):
-        if true():
-            return
-    raise AssertionError("it never came true")
-
-
-# --- who may ask ------------------------------------------------------------------------------------------------
-
-
-def test_no_server(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-    ran = runner(tmp_path)("job", "list", "--json", "--base-url", f"http://127.0.0.1:{port}", "--api-key", "x")
-    assert (ran.status, ran.json["error"]["code"], ran.err.count("\n")) == (3, "server_unavailable", 2)
-    assert str(port) in ran.err
-
-
-def test_a_wrong_key(run: Runs, server: Server) -> None:
-    ran = run("job", "list", "--json", "--api-key", "apothic_key_wrong", "--base-url", server.told["base_url"])
-    assert (ran.status, ran.json["error"]["code"], ran.err.count("\n")) == (1, "auth", 2)
-
-
-def test_keys(run: Runs, server: Server) -> None:
-    made = run("key", "create", "laptop", "--json").ok().json
-    url = server.told["base_url"]
-    assert run("app", "list", APOTHIC_API_KEY=made["secret"], APOTHIC_BASE_URL=url).ok()
-    assert made["key"]["id"] in run("keys", "list").ok().out
-    assert made["secret"] not in run("keys", "list", "--json").ok().out
-    assert "is revoked" in run("key", "revoke", made["key"]["id"]).ok().out
-    assert run("app", "list", APOTHIC_API_KEY=made["secret"], APOTHIC_BASE_URL=url).status == 1
-    shown = run("key", "create", "once").ok()
-    assert shown.out.startswith("apothic_") and shown.out.count("\n") == 1
-
-
 # --- apps -------------------------------------------------------------------------------------------------------
 
 
@@ -316,6 +60,8 @@ def test_deploy_shows_what_changed(home: Path, run: Runs) -> None:
     assert "changing" in run("apps", "list").ok().out
     assert "is stopped" in run("app", "stop", "changing").ok().out
     assert "stopped" in run("app", "show", "changing").ok().out
+    ran = run("call", "changing", "one")
+    assert ran.status == 1 and "app 'changing' is stopped" in ran.err and "apothic app rollback" in ran.err
 
 
 def test_deploy_under_another_name(home: Path, run: Runs) -> None:
@@ -325,6 +71,18 @@ def test_deploy_under_another_name(home: Path, run: Runs) -> None:
     assert run("deploy", home / "named.py", "--name", "other", "--json").ok().json["app"] == "other"
     assert run("call", "other", "f").ok().out == "1\n"
     assert run("app", "show", "named").status == 1
+
+
+def test_an_app_with_a_client_of_its_own_goes_there(home: Path, run: Runs, server: Server) -> None:
+    (home / "bound.py").write_text(
+        "import apothic\n"
+        f"there = apothic.ControlPlaneClient({server.told['base_url']!r})\n"
+        "app = apothic.App('bound', client=there)\n@app.function()\ndef f():\n    return 'there'\n"
+    )
+    nowhere = {"APOTHIC_BASE_URL": "http://127.0.0.1:9"}
+    assert "+ f" in run("deploy", "bound.py", **nowhere).ok().out
+    ran = run("run", "bound.py::f", **nowhere).ok()
+    assert (ran.out, ran.err) == ('"there"\n', "")
 
 
 def test_a_module_that_cannot_be_imported_there(home: Path, run: Runs) -> None:
@@ -364,7 +122,9 @@ def test_run_a_function(run: Runs) -> None:
 
 
 def test_run_a_local_entrypoint(run: Runs) -> None:
-    assert "total 42\n" in run("run", "shop.py::main", "40").ok().out
+    ran = run("run", "shop.py::main", "40").ok()
+    assert ran.out == "total 42\n"
+    assert "adding 40 2" in ran.err  # what its jobs print is shown too
     assert "total 84\n" in run("run", "shop.py::main", "--a", "40", "--twice").ok().out
     ran = run("run", "shop.py::break-it")
     assert ran.status == 1

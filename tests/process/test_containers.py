@@ -155,7 +155,7 @@ async def test_a_function_that_travels_by_value_is_run(bench: Bench) -> None:
 async def test_a_handle_offers_its_entry(bench: Bench) -> None:
     code = """
         class Handle:
-            def __init__(self, entry): self.entry = entry
+            def __init__(self, entry): self.__apothic_entry__ = entry
             def __call__(self): raise AssertionError("not the handle")
         @Handle
         def f(): return "entered"

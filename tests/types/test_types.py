@@ -35,9 +35,7 @@ def basedpyright(name: str, folder: Path) -> set[int]:
     command = [sys.executable, "-m", "basedpyright", "--outputjson", "--pythonpath", sys.executable, "-p", str(folder)]
     told = json.loads(subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout)
     assert told["summary"]["filesAnalyzed"] == 1
-    return {
-        entry["range"]["start"]["line"] + 1 for entry in told["generalDiagnostics"] if entry["severity"] == "error"
-    }
+    return {entry["range"]["start"]["line"] + 1 for entry in told["generalDiagnostics"] if entry["severity"] == "error"}
 
 
 @pytest.mark.parametrize("checker", [mypy, basedpyright])

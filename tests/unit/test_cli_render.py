@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from apothic.cli.render import Screen, clean, shown_value, table, when
 from apothic.errors import JobFailedError, NotFoundError, PayloadTooLargeError
+from apothic.protocol.failures import RemoteTraceback
 from apothic.protocol.messages import Failure, LogLine, Value
 
 
@@ -44,7 +45,7 @@ def test_nothing_that_steers_a_terminal_is_left(raw: str) -> None:
 def test_an_error_is_a_line_of_what_and_a_line_of_hint(capsys: pytest.CaptureFixture[str]) -> None:
     Screen().error(NotFoundError("there is no app 'shpo'\nreally", hint="apothic app list shows them"))
     out, err = capsys.readouterr()
-    assert (out, err) == ("", "error: there is no app 'shpo' really\nhint: apothic app list shows them\n")
+    assert (out, err) == ("", "really\nerror: there is no app 'shpo'\nhint: apothic app list shows them\n")
 
 
 def test_every_error_has_a_hint_and_json_has_the_document(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,6 +74,14 @@ def test_our_traceback_only_on_request(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_job_error_shows_the_remote_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     Screen().error(JobFailedError("it failed", details={"traceback": 'Traceback:\n  File "app.py", line 3\n'}))
     assert 'File "app.py", line 3\nerror: it failed\nhint: ' in capsys.readouterr().err
+
+
+def test_a_job_error_with_a_remote_cause_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
+    error = JobFailedError("it failed", hint="look")
+    error.__cause__ = RemoteTraceback("Traceback:\n  remote line\nKeyError: 1")
+    Screen().error(error)
+    assert "  remote line\nKeyError: 1" in (err := capsys.readouterr().err)
+    assert err.endswith("error: it failed\nhint: look\n")
 
 
 def test_a_failure_shows_remote_file_line_and_source(capsys: pytest.CaptureFixture[str]) -> None:

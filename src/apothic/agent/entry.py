@@ -30,12 +30,13 @@ def load(setup: Setup) -> Callable[..., Any]:
         found = importlib.import_module(spec.module)
         for name in spec.qualname.split("."):
             found = getattr(found, name)
-    entry = found if inspect.isroutine(found) else getattr(found, "entry", found)
+    entry = getattr(found, "__apothic_entry__", found)
     if not callable(entry):
         raise TypeError(f"{spec.module}.{spec.qualname} is no function but {type(entry).__name__}")
     if inspect.isgeneratorfunction(entry) or inspect.isasyncgenfunction(entry):
         raise _later(spec.name, "generator functions are")
-    return entry
+    function: Callable[..., Any] = entry
+    return function
 
 
 def refuse_later(setup: Setup) -> None:

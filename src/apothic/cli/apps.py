@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apothic.cli.connection import client, json_option, reaching, traceback_option
+from apothic.cli.connection import adopt, client, json_option, reaching, traceback_option
 from apothic.cli.render import Screen, table, when
 
 if TYPE_CHECKING:
@@ -27,10 +27,11 @@ def deploy(screen: Screen, target: str, name: str | None) -> None:
     """Deploy an app, and show what changed."""
     from apothic.cli.source import load
 
-    asker = client()
+    adopt()
     app = load(target).app()
     if name is not None:
         app = app.renamed(name)
+    asker = app.client
     before = _live(asker, app.name)
     with screen.busy(f"deploying {app.name}"):
         deployment_id = app.deploy()
@@ -81,7 +82,7 @@ def run(ctx: click.Context, target: str, words: tuple[str, ...], timeout_s: floa
     from apothic.cli.parameters import ParameterCommand
     from apothic.cli.source import load
 
-    client()  # the settings that were given hold for the user's file too
+    adopt()
     source = load(target)
     screen: Screen = ctx.find_root().obj
     app, name, local = chosen(source)
@@ -145,7 +146,7 @@ def _run_there(
     with screen.busy(f"deploying {app.name}"):
         app.deploy()
     job = app.functions[name].spawn(*args, **kwargs)
-    return attend(screen, client(), job.job_id, timeout_s=timeout_s)
+    return attend(screen, app.client, job.job_id, timeout_s=timeout_s)
 
 
 @click.command(context_settings=_TAKES_ANYTHING)
@@ -197,7 +198,7 @@ def call(
 def _function_id(asker: Any, app: str, name: str) -> str:
     import difflib
 
-    from apothic.errors import NotFoundError
+    from apothic.errors import ConflictError, NotFoundError
     from apothic.protocol import messages as m
     from apothic.protocol.routes import FIND_FUNCTIONS
 
@@ -206,7 +207,7 @@ def _function_id(asker: Any, app: str, name: str) -> str:
         if one.name == name:
             return str(one.id)
     if not functions:
-        raise NotFoundError(f"there is no app {app!r}", hint="apothic app list shows the apps")
+        raise ConflictError(f"app {app!r} is stopped", hint="deploy it again, or: apothic app rollback " + app)
     near = difflib.get_close_matches(name, [one.name for one in functions], n=1)
     hint = f"did you mean {near[0]}?" if near else f"apothic app show {app} lists its functions"
     raise NotFoundError(f"there is no function {name!r} in app {app!r}", hint=hint)

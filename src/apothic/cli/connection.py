@@ -101,17 +101,21 @@ def given_settings() -> dict[str, str]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def client() -> ControlPlaneClient:
-    """Return a client for the control plane that the settings name.
+def adopt() -> None:
+    """Let the settings that were given as arguments hold in all of this process.
 
-    What was given by argument is put in this process's environment too, because apps in the user's files make
-    clients of their own, and those must mean the same control plane.
+    Apps in the user's files make clients of their own, and those must mean the same control plane.
     """
-    from apothic.client.connection import ControlPlaneClient
-
     settled = settings()
     for name in given_settings():
         os.environ[TABLE[name].variable] = str(getattr(settled, name))
+
+
+def client() -> ControlPlaneClient:
+    """Return a client for the control plane that the settings name; it is closed with the command."""
+    from apothic.client.connection import ControlPlaneClient
+
+    adopt()
     made = ControlPlaneClient()
     click.get_current_context().call_on_close(made.close)
     return made

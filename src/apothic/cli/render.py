@@ -6,6 +6,7 @@ taken out before it reaches a terminal.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import traceback
@@ -96,7 +97,7 @@ class Screen:
     def log_beside(self, line: LogLine) -> None:
         """Print one log line beside the product of a command, on stderr."""
         text = clean(line.text)
-        if line.stream == "stderr" and sys.stderr.isatty():
+        if line.stream == "stderr" and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
             text = f"\x1b[2m{text}\x1b[0m"
         print(text, end="" if line.cont else "\n", file=sys.stderr, flush=True)
 
@@ -113,13 +114,15 @@ class Screen:
         """Print an error of ours: one line of what, one of what to do."""
         if self.tracebacks:
             self.note("".join(traceback.format_exception(error)).rstrip())
-        told = str(error.details.get("traceback") or error.details.get("startup_log") or "")
-        if told:
-            self.note(told.rstrip())
+        what, _, rest = error.message.partition("\n")
+        log = str(error.details.get("startup_log") or "") or rest
+        for text in (log, _remote_traceback(error)):
+            if text:
+                self.note(text.rstrip())
         if self.as_json:
             body = {"code": error.code, "message": error.message, "hint": error.hint, "details": error.details}
             print(encoded({"error": _plain(body)}), flush=True)
-        self._sorry(error.message, error.hint or "apothic --help lists the commands")
+        self._sorry(what, error.hint or "apothic --help lists the commands")
 
     def usage(self, message: str, hint: str) -> None:
         """Print that the command was written wrongly."""
@@ -171,6 +174,15 @@ _HINTS = {
     "unsatisfiable": "ask for less cpu, memory_mb or gpu, or add an agent that has it",
     "deadlock": "raise max_containers, so that jobs do not wait for the slot they hold",
 }
+
+
+def _remote_traceback(error: ApothicError) -> str:
+    if error.__cause__ is not None:
+        from apothic.protocol.failures import RemoteTraceback
+
+        if isinstance(error.__cause__, RemoteTraceback):
+            return error.__cause__.text
+    return str(error.details.get("traceback") or "")
 
 
 def _plain(body: dict[str, Any]) -> dict[str, Any]:

@@ -105,6 +105,9 @@ def _start(settled: Settings, screen: Screen) -> dict[str, Any]:
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )  # fmt: skip
         told = local.first_document(log, offset, lambda: process.poll() is None, _START_S)
+    found = local.running(settled.data_dir)
+    if process.poll() is not None and found is not None:  # somebody else was faster
+        return _document(found.base_url, found.gateway_url, settled.data_dir, found.pid)
     if told is not None and "error" in told:
         wrong = told["error"]
         raise from_wire(wrong["code"], wrong["message"], wrong["hint"], wrong["details"])
@@ -201,4 +204,5 @@ def agent(url: str | None, key: str | None, is_local: bool) -> None:
     """Join this machine to a control plane, over one outbound connection."""
     from apothic.agent.agent import main
 
-    main(settings(), url=url, key=key, local=is_local)
+    settled = settings()
+    main(settled, url=None if is_local else url or settled.base_url, key=key, local=is_local)

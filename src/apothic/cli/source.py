@@ -92,10 +92,12 @@ def _imported(path: Path) -> ModuleType:
         sys.modules[name] = module
         spec.loader.exec_module(module)
     except ApothicError as error:
+        sys.modules.pop(name, None)
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(path)]
         error.message += f" ({path.name}, line {lines[-1]})" if lines else ""
         raise
     except Exception as error:
+        sys.modules.pop(name, None)
         raise UserCodeError(error) from None
     return module

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import functools
 import hashlib
 import inspect
@@ -210,9 +209,7 @@ class App:
         other = App(name, client=self._client)
         other._entrypoints = dict(self._entrypoints)
         for function in self._functions.values():
-            moved = copy.copy(function)
-            moved._app = other
-            other._declare(moved)
+            other._declare(function.moved(other))
         return other
 
     # --- here -------------------------------------------------------------------------------------------------

@@ -30,7 +30,6 @@ T = TypeVar("T")
 AHEAD = 128
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
 _warned: set[tuple[str, int]] = set()
-_closing: set[asyncio.Future[None]] = set()
 
 
 class Pump(Generic[T]):
@@ -193,8 +192,7 @@ def _iterate(source: AsyncIterator[T]) -> Iterator[T]:
             yield from chunk
     finally:
         if LOOP.here():  # an abandoned iterator, collected on our own thread
-            _closing.add(task := asyncio.ensure_future(pump.close()))
-            task.add_done_callback(_closing.discard)
+            LOOP.leave(pump.close)
         else:
             LOOP.block(pump.close)
 

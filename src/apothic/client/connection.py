@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
-from weakref import WeakSet
 
 from msgspec import Struct
 
@@ -45,10 +45,11 @@ class ControlPlaneClient:
         self.timeout_s = float(timeout_s)
         self._given = (base_url, api_key)
         self._home: Transport | None = None
+        self._opened: list[Transport] = []
         self._settings: Settings | None = None
         self._jobs_own: dict[str, Transport] = {}
         self._lock: tuple[int, asyncio.Lock] | None = None
-        _OPEN.add(self)
+        weakref.finalize(self, _abandon, self._opened).atexit = False
 
     @property
     def base_url(self) -> str | None:
@@ -74,6 +75,7 @@ class ControlPlaneClient:
         return LOOP.block(lambda: self._ask(route, message, timeout_s))
 
     async def _ask(self, route: Route[A, R], message: A, timeout_s: float | None) -> R:
+        LOOP.at_stop(_close_all)
         transport, key = await self.way()
         return await transport.ask(route, message, timeout_s=timeout_s, api_key=key)
 
@@ -83,14 +85,12 @@ class ControlPlaneClient:
         if job is not None and self._given == (None, None):
             transport = self._jobs_own.get(job.base_url)
             if transport is None:
-                transport = self._jobs_own[job.base_url] = Transport(job.base_url)
-                LOOP.at_stop(_close_all)
+                transport = self._jobs_own[job.base_url] = self._kept(Transport(job.base_url))
             return transport, job.token
         if self._home is None:
             async with self._only_one():
                 if self._home is None:
-                    self._home = await self._settle()
-                    LOOP.at_stop(_close_all)
+                    self._home = self._kept(await self._settle())
         return self._home, None
 
     async def upload(self, source: Path | bytes, sha256: str, size: int, *, timeout_s: float | None = None) -> None:
@@ -117,6 +117,11 @@ class ControlPlaneClient:
         home.use_key(settings.api_key or (lambda: embedded.admin_key(folder, home.base_url)))
         return home
 
+    def _kept(self, transport: Transport) -> Transport:
+        self._opened.append(transport)
+        _OPENED.add(transport)
+        return transport
+
     def _only_one(self) -> asyncio.Lock:
         # A lock that a parent process held when it forked would be held for ever here.
         if self._lock is None or self._lock[0] != os.getpid():
@@ -129,7 +134,7 @@ class ControlPlaneClient:
         await self._close()
 
     async def _close(self) -> None:
-        for transport in filter(None, (self._home, *self._jobs_own.values())):
+        for transport in list(self._opened):
             await transport.close()
 
     @property
@@ -167,7 +172,7 @@ class ControlPlaneClientAio(Facet[ControlPlaneClient]):
         return self._handle.ask
 
 
-_OPEN: WeakSet[ControlPlaneClient] = WeakSet()
+_OPENED: set[Transport] = set()
 _DEFAULT: dict[str | None, ControlPlaneClient] = {}
 
 
@@ -175,9 +180,16 @@ def _again(base_url: str | None, timeout_s: float) -> ControlPlaneClient:
     return ControlPlaneClient(base_url, timeout_s=timeout_s)
 
 
+def _abandon(opened: list[Transport]) -> None:
+    """Close what a client that nobody has any more left open."""
+    for transport in opened:
+        _OPENED.discard(transport)
+        LOOP.leave(transport.close)
+
+
 async def _close_all() -> None:
-    for client in list(_OPEN):
-        await client._close()
+    for transport in list(_OPENED):
+        await transport.close()
 
 
 def client_for(client: ControlPlaneClient | None = None, base_url: str | None = None) -> ControlPlaneClient:

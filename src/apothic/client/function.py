@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import sys
 import warnings
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
 
 from apothic.client import submission
-from apothic.client.blocking import Facet, awaiting, blocking, iterating, streaming
+from apothic.client.blocking import blocking
 from apothic.client.bundle import home_of, remote_name
 from apothic.client.connection import ControlPlaneClient
-from apothic.client.fanout import Fanout, Items, single, spread
 from apothic.client.job import Job
 from apothic.client.loop import LOOP
-from apothic.client.remote import RemoteFunction, refuse_generator
+from apothic.client.mapped import Mapped, MappedAio, refuse_generator
+from apothic.client.remote import RemoteFunction
 from apothic.client.submission import Address, Submission
 from apothic.errors import ConfigError, NotAServiceError
 from apothic.protocol import messages as m
@@ -37,7 +36,7 @@ _AMBIGUOUS = ("timeout_s", "snapshot", "event_types")
 _CONCURRENCY, _BATCHING = "__apothic_concurrency__", "__apothic_batching__"
 
 
-class Function(Generic[P, R, L]):
+class Function(Mapped, Generic[P, R, L]):
     """A function of an app. `fn(...)` and `fn.local(...)` run it here; the other methods make jobs of it.
 
     The first job deploys the app, unless that has been done. All keywords of a method are the function's own, except
@@ -104,7 +103,21 @@ class Function(Generic[P, R, L]):
     def __repr__(self) -> str:
         return f"<Function {self._app.name}.{self.name}>"
 
+    def _copy(self) -> Self:
+        other = object.__new__(type(self))  # copy.copy would pickle it, and that gives the same one
+        vars(other).update(vars(self))
+        return other
+
+    def moved(self, app: App) -> Self:
+        """Return the same function as one of another app."""
+        other = self._copy()
+        other._app = app
+        return other
+
     def __reduce__(self) -> tuple[Any, ...]:
+        if self._submission != Submission():
+            plain = self._app.functions.get(self.name) or self._copy()
+            return _resubmitted, (plain, self._submission)
         home = home_of(self._entry)
         found: Any = sys.modules.get(self._entry.__module__) if home.module else None
         for part in home.qualname.split(".") if found is not None else ():
@@ -141,7 +154,7 @@ class Function(Generic[P, R, L]):
         earliest time (a `datetime`, or seconds since 1970). The same `idempotency_key` means the same job.
         Raises `ConfigError`.
         """
-        other = copy.copy(self)
+        other = self._copy()
         other._submission = submission.changed(
             self._submission, timeout_s=timeout_s, retries=retries, idempotency_key=idempotency_key,
             expires_in_s=expires_in_s, delivery=delivery, run_at=run_at,
@@ -173,75 +186,17 @@ class Function(Generic[P, R, L]):
         return submission.call(self, submission.pack(self, args, kwargs), timeout_s=self._patience)
 
     @blocking
-    def spawn_map(self, /, items: Items) -> Coroutine[Any, Any, list[Job]]:
-        """Submit a job for each item; return the jobs in the order of the items.
-
-        If `items` raises, what was submitted is cancelled and the same exception raised.
-        """
-        return Fanout(self, items).jobs(timeout_s=self._patience)
-
-    @blocking
-    def map(self, /, items: Items, *, return_exceptions: bool = False) -> Coroutine[Any, Any, list[Any]]:
-        """Run it for each item; return the values in the order of the items.
-
-        The first item that failed raises its exception, and items not yet begun are cancelled; with
-        `return_exceptions`, exceptions stand in their places instead. Items are read as there is room for them; an
-        empty input asks nothing of the server. After the client's `timeout_s`, raises `WaitTimeoutError` with `.jobs`.
-        Ctrl-C, cancellation and an input that raises cancel what is unfinished.
-        """
-        return self._fanned("map", items, return_exceptions=return_exceptions)
-
-    @blocking
-    def starmap(self, /, items: Items, *, return_exceptions: bool = False) -> Coroutine[Any, Any, list[Any]]:
-        """Do as `map` does, with each item spread over the parameters."""
-        return self._fanned("starmap", items, spread, return_exceptions=return_exceptions)
-
-    @blocking
-    async def for_each(self, /, items: Items) -> None:
-        """Do as `map` does, and keep no values."""
-        await self._fanned("for_each", items, keep=False)
-
-    @streaming
-    def map_iter(self, /, items: Items, *, ordered: bool = True, return_exceptions: bool = False) -> AsyncIterator[Any]:
-        """Yield the values while they come: in the order of the items, or, without `ordered`, as they are done.
-
-        Otherwise as `map`. Leaving the loop early cancels what is unfinished.
-        """
-        refuse_generator(self._is_generator, self.name, "map_iter", "spawn_map or remote_gen")
-        return Fanout(self, items).results(
-            timeout_s=self._patience, ordered=ordered, return_exceptions=return_exceptions
-        )
-
-    def _fanned(
-        self,
-        method: str,
-        items: Items,
-        arguments: Callable[[Any], tuple[Any, ...]] = single,
-        *,
-        return_exceptions: bool = False,
-        keep: bool = True,
-    ) -> Coroutine[Any, Any, list[Any]]:
-        refuse_generator(self._is_generator, self.name, method, "spawn_map or remote_gen")
-        fanout = Fanout(self, items, arguments)
-        return fanout.collect(timeout_s=self._patience, return_exceptions=return_exceptions, keep=keep)
-
-    @blocking
-    async def get_web_url(self, /) -> str:
+    def get_web_url(self, /) -> Coroutine[Any, Any, str]:
         """Return the URL of the service. Raises `NotAServiceError` for a function that is none."""
+        return self._web_url()
+
+    async def _web_url(self) -> str:
         raise NotAServiceError(
             f"{self._app.name}.{self.name} is a plain function and serves no URL",
             hint=f"call it: {self.name}.remote(...)",
         )
 
     # --- where jobs go ------------------------------------------------------------------------------------------
-
-    @property
-    def _patience(self) -> float:
-        return self.client_here().timeout_s
-
-    @property
-    def submitted_with(self) -> Submission:
-        return self._submission
 
     def client_here(self) -> ControlPlaneClient:
         return self._app.client
@@ -254,23 +209,30 @@ class Function(Generic[P, R, L]):
         self._app.forget()
 
 
-class FunctionAio(Facet[Function[P, R, L]], Generic[P, R, L]):
+class FunctionAio(MappedAio, Generic[P, R, L]):
     """The asynchronous side of `Function`."""
+
+    def __init__(self, handle: Function[P, R, L]) -> None:
+        super().__init__(handle)
+        self._function = handle
 
     async def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> Job:
         """Submit a job; return its handle once the job is on disk."""
-        return await LOOP.hop(lambda: self._handle._spawn(args, kwargs))
+        return await LOOP.hop(lambda: self._function._spawn(args, kwargs))
 
     async def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run it as a job and return its value."""
-        return await LOOP.hop(lambda: self._handle._remote(args, kwargs))
+        return await LOOP.hop(lambda: self._function._remote(args, kwargs))
 
-    spawn_map = awaiting(Function.spawn_map)
-    map = awaiting(Function.map)
-    starmap = awaiting(Function.starmap)
-    for_each = awaiting(Function.for_each)
-    map_iter = iterating(Function.map_iter)
-    get_web_url = awaiting(Function.get_web_url)
+    async def get_web_url(self, /) -> str:
+        """Return the URL of the service. Raises `NotAServiceError` for a function that is none."""
+        return await LOOP.hop(self._function._web_url)
+
+
+def _resubmitted(function: Any, submitted_with: Submission) -> Any:
+    other = function._copy()
+    other._submission = submitted_with
+    return other
 
 
 def _looked_up(app_name: str, function_name: str) -> RemoteFunction:

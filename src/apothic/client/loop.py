@@ -148,6 +148,12 @@ class Loop:
         if closer not in self._closers:
             self._closers.append(closer)
 
+    def leave(self, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Let a coroutine run, if the loop does, and wait for nothing. May be called while garbage is collected."""
+        if self._loop is not None:
+            run: _Run[None] = _Run(self._loop, lambda _: None, copy_context())
+            run.begin(make())
+
     def stop(self) -> None:
         """Cancel what runs, close what is open, end the thread. A later use starts a new loop."""
         with self._lock:
@@ -172,22 +178,21 @@ class Loop:
             raise RuntimeError(
                 "a blocking call on apothic's own loop would never return; await the same method of `.aio`"
             )
-        coro = make()
         waiting = caller or BlockedCaller()
         context = copy_context()
         context.run(CALLER.set, waiting)
-        job = _Run(self.running(), coro, waiting.inbox.put, context)
-        try:
-            while (news := waiting.inbox.get()) is not job.task:
+        run = _Run(self.running(), waiting.inbox.put, context)
+        try:  # an interrupt may come as soon as the coroutine runs, before we wait
+            run.begin(make())
+            while (news := waiting.inbox.get()) is not run:
                 if isinstance(news, _Errand):
                     news.serve()
         except BaseException:
-            job.cancel()
-            while waiting.inbox.get() is not job.task:
+            run.cancel()
+            while waiting.inbox.get() is not run:
                 pass
-            job.forget()
             raise
-        return job.result()
+        return run.result()
 
     async def hop(self, make: Callable[[], Coroutine[Any, Any, T]], caller: AwaitingCaller | None = None) -> T:
         """Await a coroutine on the library's loop from any other. Cancellation goes through and is waited for."""
@@ -203,53 +208,53 @@ class Loop:
             if not ended.done():
                 ended.set_result(None)
 
-        def tell(_: Any) -> None:
-            home.call_soon_threadsafe(wake)
-
-        job = _Run(self.running(), coro, tell, context)
+        run: _Run[T] = _Run(self.running(), lambda _: home.call_soon_threadsafe(wake), context)
+        run.begin(coro)
         try:
             await asyncio.shield(ended)
         except asyncio.CancelledError:
-            job.cancel()
+            run.cancel()
             await ended
-            job.forget()
             raise
-        return job.result()
+        return run.result()
 
 
 class _Run(Generic[T]):
-    """One coroutine as a task on another thread's loop. `tell` is called there with the task when it has ended."""
+    """One coroutine as a task on another thread's loop. `tell` is called there, with this, when it has ended."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        coro: Coroutine[Any, Any, T],
-        tell: Callable[[Any], None],
-        context: Context,
-    ) -> None:
-        self.task: asyncio.Task[T] | None = None
+    def __init__(self, loop: asyncio.AbstractEventLoop, tell: Callable[[Any], Any], context: Context) -> None:
+        self._task: asyncio.Task[T] | None = None
         self._loop = loop
-        self._coro = coro
         self._tell = tell
         self._context = context
-        loop.call_soon_threadsafe(self._begin, context=context)
 
-    def _begin(self) -> None:
-        self.task = self._loop.create_task(self._coro, context=self._context)
-        self.task.add_done_callback(self._tell)
+    def begin(self, coro: Coroutine[Any, Any, T]) -> None:
+        def create() -> None:
+            self._task = self._loop.create_task(coro, context=self._context)
+            self._task.add_done_callback(self._ended)
+
+        self._loop.call_soon_threadsafe(create)
 
     def cancel(self) -> None:
-        self._loop.call_soon_threadsafe(lambda: self.task and self.task.cancel())
+        """Cancel it; `tell` is called all the same, also when it was never begun."""
 
-    def forget(self) -> None:
-        # Asking for it is what keeps asyncio from reporting an exception that nobody saw.
-        if self.task is not None and not self.task.cancelled():
-            self.task.exception()
+        def end() -> None:
+            if self._task is None:
+                self._tell(self)
+            else:
+                self._task.cancel()
+
+        self._loop.call_soon_threadsafe(end)
 
     def result(self) -> T:
-        task, self.task = self.task, None
+        task, self._task = self._task, None
         assert task is not None
         return task.result()
+
+    def _ended(self, task: asyncio.Task[T]) -> None:
+        if not task.cancelled():
+            task.exception()  # asked for, so that asyncio does not report what an interrupted caller never sees
+        self._tell(self)
 
 
 async def _wind_up(closers: list[Callable[[], Coroutine[Any, Any, None]]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import datetime
 from typing import Any, Self
@@ -12,6 +11,7 @@ from apothic.client.blocking import Facet, awaiting, blocking, iterating, stream
 from apothic.client.connection import TIMEOUT_S, ControlPlaneClient, client_for
 from apothic.client.fanout import Fanout, Items, single, spread
 from apothic.client.job import Job
+from apothic.client.mapped import refuse_generator
 from apothic.client.submission import Address, Submission
 from apothic.context import CURRENT
 from apothic.errors import NotAServiceError, NotFoundError
@@ -107,8 +107,13 @@ class RemoteFunction:
     def __repr__(self) -> str:
         return f"<RemoteFunction {self._app_name}.{self._name}>"
 
+    def _copy(self) -> Self:
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteFunction, (self._app_name, self._name, self._client)
+        return _again, (self._app_name, self._name, self._client, self._submission)
 
     def _view(self) -> m.FunctionView:
         return self._found or self.hydrate()
@@ -136,7 +141,7 @@ class RemoteFunction:
         run_at: float | datetime | None = None,
     ) -> Self:
         """Return a handle whose jobs have other options; see `Function.with_options`. Raises `ConfigError`."""
-        other = copy.copy(self)
+        other = self._copy()
         other._submission = submission.changed(
             self._submission, timeout_s=timeout_s, retries=retries, idempotency_key=idempotency_key,
             expires_in_s=expires_in_s, delivery=delivery, run_at=run_at,
@@ -273,10 +278,10 @@ class RemoteFunctionAio(Facet[RemoteFunction]):
     get_web_url = awaiting(RemoteFunction.get_web_url)
 
 
-def refuse_generator(is_generator: bool, name: str, method: str, instead: str) -> None:
-    """Raise `TypeError` that names the right method when a generator function is asked for one value."""
-    if is_generator:
-        raise TypeError(f"{name} is a generator function, which {method} cannot run: use {instead}")
+def _again(app_name: str, function_name: str, client: ControlPlaneClient, submitted_with: Submission) -> RemoteFunction:
+    function = RemoteFunction(app_name, function_name, client)
+    function._submission = submitted_with
+    return function
 
 
 async def find(client: ControlPlaneClient, app_name: str, function_name: str) -> m.FunctionView:

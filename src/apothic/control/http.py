@@ -7,12 +7,12 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, get_type_hints
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import msgspec
 
 from apothic import __version__
-from apothic.control import pages
+from apothic.control import metrics, pages
 from apothic.control.keys import Keys, Principal, refused
 from apothic.control.plane import Asker, Plane
 from apothic.control.sessions import Sessions
@@ -20,6 +20,7 @@ from apothic.errors import ApothicError, AuthError, InvalidRequestError, NotFoun
 from apothic.protocol.lifecycle import FINAL
 from apothic.protocol.messages import ErrorBody, ErrorReply, Health, JobResult
 from apothic.protocol.routes import ROUTES, SESSION_PATH, Route
+from apothic.store.gauges import Gauges
 
 log = logging.getLogger("apothic.control")
 
@@ -53,11 +54,14 @@ class _Match:
 class Http:
     """The application. One instance a server."""
 
-    def __init__(self, plane: Plane, keys: Keys, sessions: Sessions, hosts: set[str]) -> None:
+    def __init__(
+        self, plane: Plane, keys: Keys, sessions: Sessions, hosts: set[str], gauges: Callable[[], Awaitable[Gauges]]
+    ) -> None:
         self._plane = plane
         self._keys = keys
         self._sessions = sessions
-        self._hosts = hosts
+        self._hosts = {host.lower() for host in hosts}
+        self.gauges = gauges
         self._matches = [_Match(route) for route in ROUTES]
         self.requests = 0
 
@@ -74,6 +78,10 @@ class Http:
                 await self._refuse(send, headers, refused.error, refused.status)
             except ApothicError as error:
                 await self._refuse(send, headers, error, error.http)
+            except OverflowError:
+                # Python's whole numbers are longer than those of the store and of MessagePack.
+                too_long = InvalidRequestError("a number of the request does not fit into 64 bits")
+                await self._refuse(send, headers, too_long, too_long.http)
             except Exception:
                 log.exception("http.bug method=%s path=%s", scope["method"], scope["path"])
                 bug = ApothicError(
@@ -85,6 +93,10 @@ class Http:
         self._check_origin(headers)
         if (page := pages.find(scope["method"], scope["path"])) is not None:
             await respond(send, 200, page.body(), page.content_type)
+            return
+        if (scope["method"], scope["path"]) == ("GET", metrics.PATH):
+            await self._allowed(metrics.SCOPE, headers)
+            await respond(send, 200, metrics.exposition(await self.gauges()), metrics.CONTENT_TYPE)
             return
         match, in_path = self._find(scope["method"], scope["raw_path"].decode("latin-1").partition("?")[0])
         route = match.route
@@ -125,17 +137,19 @@ class Http:
         if not allowed_host(host, self._hosts):
             raise forbidden(f"this server is not {host!r}", hint="use the address that the server printed")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        site = _split(origin) if origin is not None else None
+        if origin is not None and (site is None or site.netloc != host):
             raise forbidden(f"requests from pages of {origin!r} are refused")
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             raise forbidden("requests from pages of another site are refused")
 
     async def _principal(self, route: Route[Any, Any], headers: dict[str, str]) -> Principal:
-        if route.scope is None:
-            return NOBODY
+        return NOBODY if route.scope is None else await self._allowed(route.scope, headers)
+
+    async def _allowed(self, scope: str, headers: dict[str, str]) -> Principal:
         principal = await self._identify(headers)
-        if not principal.may(route.scope):
-            raise forbidden(f"this key has not the scope {route.scope!r}", hint="ask for a key that has it")
+        if not principal.may(scope):
+            raise forbidden(f"this key has not the scope {scope!r}", hint="ask for a key that has it")
         return principal
 
     async def _identify(self, headers: dict[str, str]) -> Principal:
@@ -202,9 +216,17 @@ def forbidden(message: str, hint: str = "") -> Refused:
     return Refused(403, AuthError(message, hint=hint))
 
 
+def _split(url: str) -> SplitResult | None:
+    try:
+        return urlsplit(url)
+    except ValueError:  # "http://[", say
+        return None
+
+
 def allowed_host(host: str, known: set[str]) -> bool:
     """Tell whether a Host header is ours: an IP address, or a name we know. A rebound name is neither."""
-    name = urlsplit(f"//{host}").hostname
+    parts = _split(f"//{host}")
+    name = parts.hostname if parts is not None else None
     if name is None:
         return False
     try:
@@ -223,12 +245,14 @@ def status_of(reply: Any) -> int:
 
 async def read_all(receive: Receive) -> bytes:
     """Return a body of bounded size."""
-    body = b""
+    chunks: list[bytes] = []
+    size = 0
     async for chunk in body_chunks(receive):
-        body = body + chunk if body else chunk
-        if len(body) > LARGEST_BODY:
-            raise PayloadTooLargeError(size=len(body), limit=LARGEST_BODY, what="the request's body")
-    return body
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > LARGEST_BODY:
+            raise PayloadTooLargeError(size=size, limit=LARGEST_BODY, what="the request's body")
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 async def body_chunks(receive: Receive) -> AsyncIterator[bytes]:

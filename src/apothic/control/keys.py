@@ -12,6 +12,7 @@ import os
 import secrets
 import zlib
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from apothic.clock import Clock
@@ -55,6 +56,11 @@ class Principal:
             return True
         return bool({f"invoke:{app}/{function}", f"invoke:{app}/*"} & set(self.scopes))
 
+    @property
+    def narrow(self) -> bool:
+        """Whether all this opens are single functions, so that it sees their jobs alone."""
+        return all(scope.startswith("invoke:") for scope in self.scopes)
+
 
 class Keys:
     """Makes, checks and ends keys."""
@@ -93,6 +99,8 @@ class Keys:
                 )
         if not ask.name.strip():
             raise InvalidRequestError("a key needs a name", hint="name it after who will hold it")
+        if ask.expires_in_s is not None and not 0 < ask.expires_in_s < inf:
+            raise InvalidRequestError("expires_in_s is a number of seconds above 0", hint="leave it out for no expiry")
         now = self._clock.now()
         text = new_text("agent" if ask.scopes == ["worker"] else "key", now)
         expires_at = now + ask.expires_in_s if ask.expires_in_s is not None else None
@@ -138,7 +146,8 @@ class Keys:
     async def _check_job(self, text: str) -> Principal:
         body, _, mac = text.removeprefix("apothic_job_").rpartition(".")
         job, _, attempt = body.partition(".")
-        if not hmac.compare_digest(mac, self._mac(body)) or self._jobs is None:
+        # compare_digest takes no text beyond ASCII, and a header may hold any.
+        if not text.isascii() or not hmac.compare_digest(mac, self._mac(body)) or self._jobs is None:
             raise refused()
         view = await self._jobs.show(job)
         if view.status not in LEASED or str(view.attempt) != attempt:

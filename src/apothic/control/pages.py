@@ -11,9 +11,12 @@ from typing import Any, get_type_hints
 import msgspec
 
 from apothic import __version__
+from apothic.control import metrics
 from apothic.errors import family
 from apothic.protocol.messages import ErrorReply
 from apothic.protocol.routes import ROUTES, Route
+
+METRICS_ABOUT = "Counts as Prometheus text"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,15 @@ def openapi() -> dict[str, Any]:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(
             route, body=schemas[n], reply=schemas[len(ROUTES) + n], error=schemas[-1], components=components
         )
+    paths[metrics.PATH] = {
+        "get": {
+            "operationId": "metrics",
+            "summary": METRICS_ABOUT,
+            "responses": {"200": {"description": "Done", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+            "security": [{"key": []}],
+            "x-scope": metrics.SCOPE,
+        }
+    }
     codes = sorted({f"{cls.http} {cls.code}" for cls in family()})
     return {
         "openapi": "3.1.0",
@@ -109,6 +121,8 @@ def docs() -> bytes:
         f"<td>{html.escape(route.about)}</td><td>{html.escape(route.scope or 'none needed')}</td></tr>"
         for route in ROUTES
     )
+    rows += f"<tr><td><code>GET</code></td><td><code>{metrics.PATH}</code></td><td>{METRICS_ABOUT}</td>"
+    rows += f"<td>{metrics.SCOPE}</td></tr>"
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>apothic {__version__}: HTTP interface</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">

@@ -11,7 +11,9 @@ import os
 import random
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +38,7 @@ from apothic.store.catalog import Catalog
 from apothic.store.db import Database
 from apothic.store.dispatch import Dispatcher
 from apothic.store.fleet import Fleet
+from apothic.store.gauges import read_gauges
 from apothic.store.jobs import Jobs
 
 Announce = Callable[[str, str | None], None]
@@ -85,7 +88,9 @@ class ControlPlane:
             jobs=self.jobs, catalog=self.catalog, fleet=self.fleet, blobs=self.blobs, keys=self.keys, hub=self.hub,
             sessions=self.sessions, clock=clock, max_wait_s=settings.max_wait_s, inline_limit=settings.inline_limit,
         )  # fmt: skip
-        self.http = Http(self.plane, self.keys, self.sessions, known_hosts(settings.host))
+        self.http = Http(
+            self.plane, self.keys, self.sessions, known_hosts(settings.host), partial(read_gauges, self.db)
+        )
         self.plane.problem = self._problems
 
     async def open(self, data_dir: Path) -> None:
@@ -128,6 +133,9 @@ def main(settings: Settings, engine: Engine, *, embedded: bool, announce: Announ
     had, `ConfigError` for a data directory that cannot be used, `ServerUnavailableError` when it has a server already.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    # The writer gives the interpreter up at each SQLite call and wants it back; a busy event loop would keep it for the
+    # default of 5 ms each time, some thirty times a transaction.
+    sys.setswitchinterval(0.0002)
     with locked(settings.data_dir), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         listener = bind(settings.host, settings.port)
         runner.run(_serve(settings, engine, listener, embedded=embedded, announce=announce))

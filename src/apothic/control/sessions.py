@@ -41,6 +41,7 @@ class Session:
         self._send = send
         self._frames: asyncio.Queue[Downward | None] = asyncio.Queue()
         self.agent = ""
+        self.dead: set[str] = set()  # tokens of reports that were refused
 
     def push(self, frame: Downward | None) -> None:
         """Send a frame as soon as those before it are sent; `None` closes the session."""
@@ -134,12 +135,13 @@ class Sessions:
     async def _apply(self, session: Session, frame: Reports | Renew) -> None:
         try:
             if isinstance(frame, Reports):
-                await self._fleet.reports(session.agent, frame)
+                session.dead.update(await self._fleet.reports(session.agent, frame))
                 self._probe.reach("report.reply")
                 session.push(Acknowledge(number=frame.number))
             else:
                 await self._fleet.renew(session.agent)
-                session.push(Renewed(number=frame.number))
+                dead, session.dead = sorted(session.dead), set()
+                session.push(Renewed(number=frame.number, dead_leases=dead))
         except Exception:
             # Not acknowledged, so it will come again: on a full disk, once there is space.
             log.exception("session.refused agent=%s number=%d", session.agent, frame.number)

@@ -112,9 +112,7 @@ PUT_BLOB = _route(
     "put_blob", "PUT /v1/blobs/{sha256}", m.Blob, m.BlobView, "Store bytes under their SHA-256", scope="blobs",
     raw=True,
 )  # fmt: skip
-HEAD_BLOB = _route(
-    "head_blob", "HEAD /v1/blobs/{sha256}", m.Blob, m.BlobView, "Is it there?", scope="blobs", raw=True
-)
+HEAD_BLOB = _route("head_blob", "HEAD /v1/blobs/{sha256}", m.Blob, m.BlobView, "Is it there?", scope="blobs", raw=True)
 GET_BLOB = _route("get_blob", "GET /v1/blobs/{sha256}", m.Blob, m.BlobView, "The bytes", scope="blobs", raw=True)
 
 LIST_KEYS = _route("list_keys", "GET /v1/keys", m.ListKeys, m.KeyList, "API keys, without their secrets")

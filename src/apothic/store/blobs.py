@@ -42,10 +42,11 @@ class Blobs:
         `StorageFullError`. A stream that breaks off leaves nothing behind.
         """
         target = self.path(sha256)
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".part-", dir=target.parent)
-        temporary = Path(name)
+        temporary: Path | None = None
         try:
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".part-", dir=target.parent)
+            temporary = Path(name)
             with os.fdopen(handle, "wb") as file:
                 size, seen = await self._receive(file.fileno(), chunks)
             if seen != sha256:
@@ -58,7 +59,8 @@ class Blobs:
                 raise StorageFullError(hint="free some space in the data directory and send it again") from error
             raise
         finally:
-            _forget(temporary)
+            if temporary is not None:
+                _forget(temporary)
         await self._db.write(lambda tx: tx.run("insert_blob", sha256=sha256, size=size, now=self._clock.now()))
         return BlobView(sha256=sha256, size=size)
 

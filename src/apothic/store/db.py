@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import queue
 import sqlite3
 import threading
@@ -17,12 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from apothic.errors import ApothicError, ConfigError, StorageFullError
+from apothic.errors import ApothicError, ConfigError, ServerUnavailableError, StorageFullError
 from apothic.probe import Probe
 from apothic.protocol.lifecycle import ARROWS, FINAL, LEASED, Status
 from apothic.store.queries import invariants, migrations, queries
 
 T = TypeVar("T")
+log = logging.getLogger("apothic.store")
 
 # RETURNING and STRICT came with 3.37, UPDATE … FROM with 3.33.
 OLDEST_SQLITE = (3, 37, 0)
@@ -105,10 +107,10 @@ class Database:
 
     async def close(self) -> None:
         """Finish what waits, then close every connection."""
-        if self._writer is not None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
             self._waiting.put(None)
-            await asyncio.to_thread(self._writer.join)
-            self._writer = None
+            await asyncio.to_thread(writer.join)
         self._readers.shutdown(wait=True)
         for connection in self._reader_connections:
             connection.close()
@@ -119,6 +121,8 @@ class Database:
         An exception of `fn` undoes what it did and is raised here. A caller that is cancelled while waiting does not
         undo anything: the write is made or not made as a whole.
         """
+        if self._writer is None:
+            raise ServerUnavailableError("the store is closed")
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.put(_Write(fn, done))
         return await done
@@ -223,7 +227,15 @@ class Database:
         """Let the dispatcher place what the batch made ready, in the same transaction."""
         tx = Tx(connection)
         connection.execute("SAVEPOINT last_word")
-        last_word(tx)
+        try:
+            last_word(tx)
+        except Exception:
+            if not connection.in_transaction:
+                raise
+            # What was submitted is kept, and placed by a later round: a slip of the dispatcher must not lose it.
+            log.exception("dispatch.failed")
+            connection.execute("ROLLBACK TO last_word")
+            tx.after.clear()
         connection.execute("RELEASE last_word")
         return tx.after
 

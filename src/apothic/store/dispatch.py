@@ -81,7 +81,10 @@ class Dispatcher:
         if count == 0:
             return []
         assignments = []
-        for job in tx.all("due_jobs", version=version, now=self._clock.now(), limit=count):
+        due = tx.all("delayed_jobs", version=version, now=self._clock.now(), limit=count)
+        if len(due) < count:
+            due += tx.all("waiting_jobs", version=version, limit=count - len(due))
+        for job in due:
             token = secrets.token_hex(16)
             attempt = moves.claim(job, container, token, self._clock.monotonic() + self._lease_s)
             assignments.append(

@@ -95,17 +95,18 @@ class Jobs:
         return await self._db.write(write)
 
     def _submit(self, tx: Tx, moves: Moves, new: NewJob) -> str:
-        version = tx.one("version_for_submit", function_id=new.function_id, deployment_id=new.deployment_id)
-        if version is None:
-            raise NotFoundError(
-                f"there is no function {new.function_id} that takes jobs",
-                hint="deploy its app (again), and look it up by app and name",
-            )
         input_hash = hash_of(new.input)
+        # Before all else: a submit that is sent again gets its job, also when the app was stopped in between.
         if new.idempotency_key is not None:
             earlier = tx.one("job_by_key", function_id=new.function_id, key=new.idempotency_key)
             if earlier is not None:
                 return _same(earlier, input_hash, new.idempotency_key)
+        version = tx.one("version_for_submit", function_id=new.function_id, deployment_id=new.deployment_id)
+        if version is None or version["stopped"]:
+            raise NotFoundError(
+                f"there is no function {new.function_id} that takes jobs",
+                hint="deploy its app (again), and look it up by app and name",
+            )
         if version["waiting"] >= version["max_pending"]:
             raise QueueFullError(
                 f"{version['app']}.{version['name']} has {version['waiting']} jobs waiting, its max_pending_tasks",
@@ -126,14 +127,18 @@ class Jobs:
         """Return one job, and why it waits if it does. Raises `NotFoundError`."""
         return await self._db.read(lambda tx: self._view(tx, found(tx, job_id)))
 
-    async def ended(self, job_ids: list[str]) -> list[Ended]:
-        """Return those of the jobs that have ended, in the given order."""
-        return await self._db.read(lambda tx: [_ended(row) for row in tx.all("ended_jobs", ids=json.dumps(job_ids))])
+    async def ended(self, job_ids: list[str]) -> tuple[list[Ended], list[str]]:
+        """Return those of the jobs that have ended, in the given order, and those of the ids that are no job's."""
+        if not job_ids:
+            return [], []
 
-    async def unknown(self, job_ids: list[str]) -> list[str]:
-        """Return those of the ids that are no job's."""
-        known = await self._db.read(lambda tx: {row[0] for row in tx.all("known_jobs", ids=json.dumps(job_ids))})
-        return [job for job in job_ids if job not in known]
+        def read(tx: Tx) -> tuple[list[Ended], list[str]]:
+            ids = json.dumps(job_ids)
+            known = {row[0] for row in tx.all("known_jobs", ids=ids)}
+            unknown = [job for job in job_ids if job not in known] if len(known) < len(job_ids) else []
+            return [_ended(row) for row in tx.all("ended_jobs", ids=ids)], unknown
+
+        return await self._db.read(read)
 
     async def result(self, job_id: str) -> Ended:
         """Return one job as it stands, with its value once it has succeeded. Raises `NotFoundError`."""
@@ -142,7 +147,7 @@ class Jobs:
     async def logs(self, job_id: str, *, after: int, limit: int) -> JobLogs:
         """Return the retained lines with a number above `after`. Raises `NotFoundError`."""
         return await self._db.read(
-            lambda tx: events.read_logs(tx, found(tx, job_id), after=after, limit=min(limit, 10_000))
+            lambda tx: events.read_logs(tx, found(tx, job_id), after=after, limit=max(0, min(limit, 10_000)))
         )
 
     async def list(self, ask: ListJobs) -> tuple[list[JobView], str | None]:
@@ -188,7 +193,9 @@ class Jobs:
                 function_id=row["function_id"],
                 input=views.packed(row["input"]),
                 accept=tuple(json.loads(row["accept"])),
-                options=CallOptions(timeout_s=row["timeout_s"], retries=views.retries(row["retries"])),
+                options=CallOptions(
+                    timeout_s=row["timeout_s"], retries=views.retries(row["retries"]), delivery=row["delivery"]
+                ),
                 retry_of=job_id,
             )
 

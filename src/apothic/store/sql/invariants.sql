@@ -28,6 +28,12 @@ SELECT containers.id FROM containers JOIN versions ON versions.id = containers.v
 SELECT jobs.id FROM leases JOIN jobs ON jobs.seq = leases.job JOIN containers ON containers.id = leases.container_id
  WHERE containers.version <> jobs.version;
 
+-- attempts_by_one: attempt numbers rise by 1 from 1: each was claimed, and its claim is an event.
+SELECT jobs.id FROM jobs
+ WHERE attempt <> (SELECT count(*) FROM events
+                    WHERE events.job = jobs.seq AND type = 'job.status'
+                      AND json_extract(data, '$.status') = 'starting' AND events.attempt BETWEEN 1 AND jobs.attempt);
+
 -- attempts_in_order: no event of an attempt comes after the first of a later one.
 SELECT jobs.id FROM jobs
  WHERE EXISTS (SELECT 1 FROM (SELECT attempt, lag(attempt) OVER (ORDER BY idx) AS earlier

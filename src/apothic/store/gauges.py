@@ -1,0 +1,32 @@
+"""How much there is of everything, for whoever watches from outside."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from apothic.store.db import Database, Tx
+
+
+class Gauges(Struct, frozen=True, kw_only=True):
+    """Counts of one instant. `waiting` is by (app, function)."""
+
+    jobs: dict[str, int]
+    waiting: dict[tuple[str, str], int]
+    agents: dict[str, int]
+    containers: dict[str, int]
+    commits: int
+
+
+async def read_gauges(db: Database) -> Gauges:
+    """Return the counts, all from one snapshot; `commits` are those of this process."""
+
+    def read(tx: Tx) -> Gauges:
+        return Gauges(
+            jobs={row["status"]: row["n"] for row in tx.all("jobs_by_status")},
+            waiting={(row["app"], row["name"]): row["n"] for row in tx.all("waiting_by_function")},
+            agents={row["state"]: row["n"] for row in tx.all("agents_by_state")},
+            containers={row["state"]: row["n"] for row in tx.all("containers_by_state")},
+            commits=db.commits,
+        )
+
+    return await db.read(read)

@@ -1,0 +1,20 @@
+"""Fixtures that every folder of tests may use."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from rig import Server, serving
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real server, one for each module of tests: `base_url`, `data_dir`, `pid`, `client()`."""
+    with serving(tmp_path_factory.mktemp("server") / "data", lease_s=5, grace_s=1) as running:
+        yield running

@@ -1,0 +1,77 @@
+"""Each rule of the auditor, shown able to fail: on a copy that was forced past every guard."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+from storerig import DONE, Store, broken, lines, spec
+
+from apothic.store.db import audit
+from apothic.store.queries import invariants
+
+# What is done to a sound database, by the rule that must notice.
+CORRUPTIONS: dict[str, list[str]] = {
+    "end_iff_final": [
+        "DELETE FROM events WHERE type = 'job.end'",
+        "UPDATE events SET type = 'job.end' WHERE job = 2 AND idx = 0",
+    ],
+    "end_is_last": ["UPDATE jobs SET next_index = next_index + 1 WHERE status = 'succeeded'"],
+    "indices_whole": [
+        "DELETE FROM events WHERE type = 'job.log'",
+        "UPDATE windows SET lost = lost + 1",
+        "UPDATE jobs SET next_index = next_index + 3 WHERE status = 'queued'",
+    ],
+    "lease_iff_leased": [
+        "DELETE FROM leases",
+        "INSERT INTO leases SELECT seq, 'x', 1, 'none', 0, -1 FROM jobs WHERE status = 'queued'",
+    ],
+    "lease_is_of_the_attempt": ["UPDATE leases SET attempt = attempt + 1"],
+    "slots": ["INSERT INTO leases SELECT 999, 'x', 1, container_id, 0, -1 FROM leases"],
+    "lease_on_its_version": ["UPDATE containers SET version = 999"],
+    "attempts_by_one": [
+        "UPDATE jobs SET attempt = attempt + 1 WHERE status = 'running'",
+        "UPDATE events SET attempt = 7 WHERE json_extract(data, '$.status') = 'starting'",
+    ],
+    "attempts_in_order": ["UPDATE events SET attempt = 5 WHERE idx = 0"],
+    "outcome_events": [
+        "DELETE FROM events WHERE type = 'job.result'",
+        "UPDATE events SET type = 'job.error' WHERE type = 'job.result'",
+    ],
+    "status_events": ["UPDATE jobs SET status = 'retrying' WHERE status = 'queued'"],
+    "windows_whole": ["UPDATE windows SET kept = kept + 1", "UPDATE windows SET trimmed = 99"],
+    "waiting_counted": ["UPDATE versions SET waiting = waiting + 1", "DELETE FROM jobs WHERE status = 'queued'"],
+    "nothing_in_limbo": ["DELETE FROM leases", "UPDATE jobs SET ended_at = NULL WHERE status = 'succeeded'"],
+    "live_is_live": [
+        "UPDATE apps SET live = NULL",
+        "UPDATE apps SET live = 'dep_none'",
+        "UPDATE deployments SET status = 'ready'",
+    ],
+}
+
+
+def test_every_rule_has_a_corruption() -> None:
+    assert set(CORRUPTIONS) == set(invariants())
+
+
+@pytest.mark.parametrize(("rule", "sql"), [(rule, sql) for rule, each in CORRUPTIONS.items() for sql in each])
+async def test_each_rule_finds_what_breaks_it(store: Store, tmp_path: Path, rule: str, sql: str) -> None:
+    function = await store.live("app", spec(max_containers=1))
+    ended, running, queued = [await store.submit(function) for _ in range(3)]
+    await store.finish(store.taken()[0], DONE, "one", "two")
+    (given,) = store.taken()
+    await store.report(given, began=True, lines=lines("three"))
+    assert [await store.status(job) for job in (ended, running, queued)] == ["succeeded", "running", "queued"]
+    await store.db.close()
+    assert broken(store.path) == {}
+    copy = tmp_path / "copy.db"
+    shutil.copy(store.path, copy)
+    connection = sqlite3.connect(copy, isolation_level=None)
+    connection.execute("PRAGMA ignore_check_constraints = ON")
+    for (trigger,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+        connection.execute(f"DROP TRIGGER {trigger}")
+    connection.execute(sql)
+    assert rule in audit(connection)
+    connection.close()
