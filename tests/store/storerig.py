@@ -16,7 +16,6 @@ from apothic.protocol.session import (
     ContainerNews,
     Downward,
     Hello,
-    Lease,
     Line,
     Outcome,
     Packed,
@@ -29,7 +28,7 @@ from apothic.protocol.specs import FunctionOptions
 from apothic.store.catalog import Catalog
 from apothic.store.db import Database, Tx, audit
 from apothic.store.dispatch import Dispatcher
-from apothic.store.fleet import Fleet
+from apothic.store.fleet import Fleet, Reconciled
 from apothic.store.jobs import Jobs, NewJob
 
 LEASE_S = 30.0
@@ -69,11 +68,10 @@ class Store:
 
     # --- what an agent does
 
-    async def hello(self, agent: str = "agt", held: list[Assignment] | None = None, **more: Any) -> Any:
+    async def hello(self, agent: str = "agt", **more: Any) -> Reconciled:
         """Let an agent say hello, with the containers and leases it still has."""
-        leases = [Lease(job=each.job, attempt=each.attempt, token=each.token) for each in held or []]
-        about = {"cpu": 64.0, "memory_mb": 1 << 16, "containers": []} | more
-        return await self.fleet.hello(Hello(agent=agent, version="0", host="h", pid=1, leases=leases, **about))
+        about: dict[str, Any] = {"cpu": 64.0, "memory_mb": 1 << 16, "pid": 1} | more
+        return await self.fleet.hello(Hello(agent=agent, version="0", host="h", **about))
 
     async def news(self, agent: str, *news: ContainerNews) -> None:
         await self.fleet.reports(agent, Reports(number=0, containers=list(news)))

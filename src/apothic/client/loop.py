@@ -181,7 +181,7 @@ class Loop:
         waiting = caller or BlockedCaller()
         context = copy_context()
         context.run(CALLER.set, waiting)
-        run = _Run(self.running(), waiting.inbox.put, context)
+        run: _Run[T] = _Run(self.running(), waiting.inbox.put, context)
         try:  # an interrupt may come as soon as the coroutine runs, before we wait
             run.begin(make())
             while (news := waiting.inbox.get()) is not run:
@@ -189,8 +189,8 @@ class Loop:
                     news.serve()
         except BaseException:
             run.cancel()
-            while waiting.inbox.get() is not run:
-                pass
+            while not run.over:  # its end may have been taken from the inbox just before the interrupt
+                waiting.inbox.get()
             raise
         return run.result()
 
@@ -223,6 +223,7 @@ class _Run(Generic[T]):
     """One coroutine as a task on another thread's loop. `tell` is called there, with this, when it has ended."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, tell: Callable[[Any], Any], context: Context) -> None:
+        self.over = False
         self._task: asyncio.Task[T] | None = None
         self._loop = loop
         self._tell = tell
@@ -240,6 +241,7 @@ class _Run(Generic[T]):
 
         def end() -> None:
             if self._task is None:
+                self.over = True
                 self._tell(self)
             else:
                 self._task.cancel()
@@ -254,6 +256,7 @@ class _Run(Generic[T]):
     def _ended(self, task: asyncio.Task[T]) -> None:
         if not task.cancelled():
             task.exception()  # asked for, so that asyncio does not report what an interrupted caller never sees
+        self.over = True
         self._tell(self)
 
 

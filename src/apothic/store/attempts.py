@@ -122,6 +122,9 @@ class Moves:
             return
         if verdict.move in (Move.BURY, Move.CANCEL):
             failure = cancelled()
+        if failure.kind == "worker_lost" and not failure.log_tail:
+            # Nobody is left to say what it printed last; the store has it.
+            failure = msgspec.structs.replace(failure, log_tail=events.tail(self.tx, job["seq"]))
         failure = _of_attempt(failure, int(job["attempt"]))
         sha256 = failure.payload.sha256 if failure.payload is not None else None
         status, attempt = self._move(job, verdict.move, failure=views.encode(failure), failure_sha256=sha256, **spent)

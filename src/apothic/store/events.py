@@ -15,6 +15,8 @@ from apothic.store.db import Tx, dumps
 LOG, STATUS, RESULT, ERROR, END = "job.log", "job.status", "job.result", "job.error", "job.end"
 # Bytes of log text that one job keeps; lines are limited by the function's stream_window.
 LOG_BYTES = 16 * 1024 * 1024
+# Lines of output that the failure of a lost worker shows.
+TAIL_LINES = 20
 
 Event = tuple[str, dict[str, Any]]
 
@@ -57,6 +59,12 @@ def append_lines(tx: Tx, job: int, attempt: int, lines: Sequence[Line], window: 
         lost += len(oldest)
         size -= sum(row["bytes"] for row in oldest)
     tx.run("set_window", job=job, type=LOG, kept=kept, bytes=max(size, 0), lost=lost, trimmed=trimmed)
+
+
+def tail(tx: Tx, job: int) -> str:
+    """Return the last lines of a job's output."""
+    rows = tx.all("last_lines", job=job, limit=TAIL_LINES)
+    return "\n".join(msgspec.json.decode(row["data"])["text"] for row in reversed(rows))
 
 
 def read_logs(tx: Tx, job: sqlite3.Row, *, after: int, limit: int) -> JobLogs:

@@ -26,3 +26,6 @@ SELECT idx, attempt, data FROM events
 -- log_line_at: where a line stands in the job's index
 SELECT idx FROM events
  WHERE job = :job AND type = 'job.log' AND json_extract(data, '$.line') <= :line ORDER BY idx DESC LIMIT 1;
+
+-- last_lines: the end of a job's output, newest first
+SELECT data FROM events WHERE job = :job AND type = 'job.log' ORDER BY idx DESC LIMIT :limit;
