@@ -17,7 +17,7 @@ from apothic.client.feed import Feed
 from apothic.client.job import POLL_S, Job
 from apothic.client.outcome import Outcome
 from apothic.client.submission import ACCEPT, RETRY_S, Target, pack, retry_after, send_value
-from apothic.clock import SystemClock
+from apothic.clock import SystemClock, wait_for
 from apothic.errors import ApothicError, NotFoundError, QueueFullError, WaitTimeoutError
 from apothic.protocol import messages as m
 from apothic.protocol import routes
@@ -62,6 +62,7 @@ class Fanout:
         self._open: dict[str, int] = {}  # unfinished job → place of its item
         self._done: dict[int, Outcome] = {}
         self._refused: QueueFullError | None = None
+        self._ended = asyncio.Event()
 
     # --- all results ------------------------------------------------------------------------------------------
 
@@ -82,8 +83,8 @@ class Fanout:
         that raises, cancels all that is unfinished. When `timeout_s` is over, the jobs go on.
         """
         until = self._clock.monotonic() + timeout_s
-        feeding: asyncio.Task[None] | None = None
-        gathering: asyncio.Task[bool] | None = None
+        feeding: asyncio.Task[int] | None = None
+        gathering: asyncio.Task[None] | None = None
         stopped = leave = False
         try:
             while True:
@@ -151,9 +152,13 @@ class Fanout:
         found: list[Job] = []
         whole = False
         try:
+            until = self._clock.monotonic() + timeout_s
             while self._unsent or not self._feed.ended:
                 before = len(self._open)
-                await self._submit(self._clock.monotonic() + timeout_s)
+                if await self._submit(until):
+                    until = self._clock.monotonic() + timeout_s
+                elif self._unsent and self._refused is not None and self._clock.monotonic() > until:
+                    raise self._refused
                 found += [Job(job, self._client) for job in list(self._open)[before:]]
             whole = True
         finally:
@@ -162,20 +167,20 @@ class Fanout:
 
     # --- in -----------------------------------------------------------------------------------------------------
 
-    async def _submit(self, until: float) -> None:
-        """Read a chunk and submit it; what a full queue does not take is tried again, here or next time."""
-        if not self._unsent:
+    async def _submit(self, until: float) -> int:
+        """Read a chunk, or take what a full queue has left of the last one, and submit it; return how many went in."""
+        if self._unsent:
+            await wait_for(self._clock, self._ended, self._retry_s)  # each job of ours that ends makes room for another
+        else:
             self._unsent = await self._feed.read(self._batch)
             self._batch = min(2 * self._batch, BATCH)
-        while self._unsent:
-            taken = await self._submit_batch(self._unsent, until)
-            for envelope in self._unsent[:taken]:
-                envelope.discard()
-            self._unsent = self._unsent[taken:]
-            if self._unsent:
-                if self._clock.monotonic() + self._retry_s > until and self._refused is not None:
-                    raise self._refused
-                await self._clock.sleep(self._retry_s)
+        if not self._unsent:
+            return 0
+        taken = await self._submit_batch(self._unsent, until)
+        for envelope in self._unsent[:taken]:
+            envelope.discard()
+        self._unsent = self._unsent[taken:]
+        return taken
 
     async def _submit_batch(self, envelopes: list[Envelope], until: float) -> int:
         again = True
@@ -199,10 +204,12 @@ class Fanout:
                 self._target.forget()
             except QueueFullError as full:
                 self._refused, self._retry_s = full, retry_after(full)
+                self._ended.clear()
                 return 0
         for job in reply.jobs:
             self._open[job] = self._submitted
             self._submitted += 1
+        self._ended.clear()
         self._retry_s = reply.retry_after_s or RETRY_S
         self._refused = QueueFullError(
             f"the queue of {self._target.name} is full",
@@ -227,7 +234,7 @@ class Fanout:
 
     # --- out ----------------------------------------------------------------------------------------------------
 
-    async def _gather(self, until: float, is_all: bool) -> bool:
+    async def _gather(self, until: float, is_all: bool) -> None:
         left = max(until - self._clock.monotonic(), 0.0)
         wait_s = min(left, POLL_S if is_all else LOOK_S)
         reply = await self._client._ask(
@@ -237,7 +244,8 @@ class Fanout:
             place = self._open.pop(result.job.id, None)
             if place is not None:
                 self._done[place] = Outcome(Job(result.job.id, self._client), result)
-        return bool(reply.results)
+        if reply.results:
+            self._ended.set()
 
     # --- the end ------------------------------------------------------------------------------------------------
 

@@ -192,7 +192,8 @@ class Loop:
             while not run.over:  # its end may have been taken from the inbox just before the interrupt
                 waiting.inbox.get()
             raise
-        return run.result()
+        value: T = run.result()
+        return value
 
     async def hop(self, make: Callable[[], Coroutine[Any, Any, T]], caller: AwaitingCaller | None = None) -> T:
         """Await a coroutine on the library's loop from any other. Cancellation goes through and is waited for."""

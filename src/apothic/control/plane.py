@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from apothic import __version__
 from apothic.clock import Clock, wait_for
+from apothic.control.deadlock import Waits
 from apothic.control.hub import Hub
 from apothic.control.keys import Keys, Principal
 from apothic.control.sessions import Sessions
@@ -56,6 +57,7 @@ class Plane:
         self._clock = clock
         self._max_wait_s = max_wait_s
         self._inline_limit = inline_limit
+        self.waits = Waits()
         self.problem: Callable[[], Awaitable[list[str]]] | None = None
 
     # --- health -------------------------------------------------------------------------------------------------
@@ -197,7 +199,8 @@ class Plane:
             ended = await self._jobs.result(job)
             return ended if ended.job.status in FINAL else None
 
-        ended = await self._wait(job, wait_s, look)
+        with self.waits.on(asker.principal.job, [job]):
+            ended = await self._wait(job, wait_s, look)
         return told(asker, ended if ended is not None else await self._jobs.result(job))
 
     async def gather(self, asker: Asker, ask: m.GatherResults) -> m.Gathered:
@@ -205,7 +208,7 @@ class Plane:
             raise InvalidRequestError(f"at most {LARGEST_GATHER} jobs can be waited for at once")
         await self._check_sees(asker, ask.jobs)
         until = self._clock.monotonic() + self._bounded(ask.wait_s)
-        with self._hub.listen(ask.jobs) as bell:
+        with self._hub.listen(ask.jobs) as bell, self.waits.on(asker.principal.job, ask.jobs):
             ended, unknown = await self._jobs.ended(ask.jobs)
             if unknown:
                 raise NotFoundError(f"there is no job {unknown[0]}", details={"jobs": unknown[:100]})

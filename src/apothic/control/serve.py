@@ -29,7 +29,7 @@ from apothic.control.keys import Keys, write_private
 from apothic.control.plan import plan
 from apothic.control.plane import Plane
 from apothic.control.sessions import Sessions
-from apothic.control.sweeps import idle, sweep
+from apothic.control.sweeps import idle, sweep, unlock
 from apothic.errors import ConfigError, ServerUnavailableError
 from apothic.probe import Probe, from_environment
 from apothic.protocol.session import Welcome
@@ -159,6 +159,7 @@ async def _serve(
     write_private(about, json.dumps({**document, "version": __version__}) + "\n")
     announce(base_url, None)
     loops = [asyncio.create_task(sweep(control.jobs, control.fleet, clock)), asyncio.create_task(engine.keep(control))]
+    loops.append(asyncio.create_task(unlock(control.plane.waits, control.fleet, clock)))
     if embedded:
         loops.append(asyncio.create_task(idle(clock, control.jobs, lambda: control.http.requests, stopping.set)))
     await stopping.wait()

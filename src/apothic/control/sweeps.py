@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 
 from apothic.clock import Clock
+from apothic.control.deadlock import Waits, deadlocked
+from apothic.control.plan import plan
 from apothic.store.fleet import Fleet
 from apothic.store.jobs import Jobs
 
@@ -30,6 +32,30 @@ async def sweep(jobs: Jobs, fleet: Fleet, clock: Clock) -> None:
         except Exception:
             log.exception("sweep.failed")
         await clock.sleep(pause)
+
+
+async def unlock(waits: Waits, fleet: Fleet, clock: Clock) -> None:
+    """End deadlocks for ever: of the queued jobs that can never begin, the newest fails, one a round.
+
+    A job counts only when it was seen twice, so that a request between two long polls, or a container that is being
+    told to the store, is no deadlock.
+    """
+    before: set[str] = set()
+    while True:
+        await clock.sleep(PERIOD_S)
+        open_now = waits.now()
+        if not open_now:
+            before = set()
+            continue
+        try:
+            standing = await fleet.standing(sorted({job for awaited in open_now.values() for job in awaited}))
+            found = deadlocked(open_now, standing, plan)
+            if both := [job for job in found if job in before]:
+                log.warning("job.deadlock job=%s", both[-1])
+                await fleet.fail_deadlocked(both[-1])
+            before = set(found)
+        except Exception:
+            log.exception("unlock.failed")
 
 
 async def idle(clock: Clock, jobs: Jobs, requests: Callable[[], int], stop: Callable[[], None]) -> None:

@@ -7,13 +7,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from apothic.clock import Clock
+from apothic.protocol.lifecycle import Status
 from apothic.protocol.messages import AgentView, Failure
 from apothic.protocol.session import ContainerNews, Hello, Outcome, Reports
 from apothic.store import views
 from apothic.store.attempts import Moves
 from apothic.store.catalog import make_live, mark_failed
 from apothic.store.db import Database, Tx
+from apothic.store.dispatch import read_picture
 from apothic.store.jobs import Jobs, Running
+from apothic.store.picture import Standing
 
 Ring = Callable[[str], None]
 
@@ -140,6 +143,30 @@ class Fleet:
             return due[0] if due is not None else None
 
         return await self._db.write(write)
+
+    async def standing(self, job_ids: list[str]) -> Standing:
+        """Return how things stand, with the versions of all leased jobs and of those of the list that are queued."""
+
+        def read(tx: Tx) -> Standing:
+            now = self._clock.now()
+            return Standing(
+                read_picture(tx, now, self._clock.monotonic()),
+                {row["id"]: row["version"] for row in tx.all("leased_versions")},
+                {row["id"]: row["version"] for row in tx.all("queued_versions", ids=json.dumps(job_ids), now=now)},
+            )
+
+        return await self._db.read(read)
+
+    async def fail_deadlocked(self, job_id: str) -> None:
+        """Fail a job that is queued for ever; one that is not queued any more stays as it is."""
+
+        def write(tx: Tx) -> None:
+            row = tx.one("job_row", id=job_id)
+            if row is not None and row["status"] == Status.QUEUED:
+                message = "every slot that this job could have is held by jobs that wait for it, or for one like it"
+                self._jobs.moves(tx).fail_waiting(row, Failure(kind="deadlock", type="Deadlock", message=message))
+
+        await self._db.write(write)
 
     async def agents(self) -> list[AgentView]:
         """Return the fleet."""

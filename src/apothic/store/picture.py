@@ -61,6 +61,15 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """A picture, with the version of every leased job and of those queued ones that somebody asked about."""
+
+    picture: Picture
+    leased: dict[str, int]
+    queued: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Place:
     """Give the next `count` due jobs of a version to a container."""
 

@@ -85,6 +85,13 @@ SELECT versions.id, versions.slots, versions.per_container, versions.max_contain
 SELECT count(*) FROM (
     SELECT 1 FROM jobs WHERE version = :version AND status IN ('queued', 'retrying') AND run_at <= :now LIMIT :limit);
 
+-- leased_versions: every job that holds a slot, and of which version
+SELECT jobs.id, jobs.version FROM leases JOIN jobs ON jobs.seq = leases.job;
+
+-- queued_versions: those of a list that could begin if there were a slot
+SELECT jobs.id, jobs.version FROM json_each(:ids) AS wanted JOIN jobs ON jobs.id = wanted.value
+ WHERE jobs.status = 'queued' AND jobs.run_at <= :now;
+
 -- proofs: deployments that must show that they start, and the function that shows it
 SELECT versions.*, deployments.app
   FROM deployments JOIN versions ON versions.deployment_id = deployments.id
