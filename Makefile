@@ -43,7 +43,7 @@ bench: install ## measure, beside named floors, in one run
 	$(BIN)/python -m bench
 
 soak: install ## the storms in full; SEED=n repeats one
-	$(BIN)/python -m pytest -m soak -o timeout=0 -s tests/chaos
+	$(BIN)/python -m pytest -m soak -o timeout=0 -s tests/chaos tests/process
 
 clean: ## remove what was made here
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -50,9 +50,9 @@ class Server:
 
     def start(self, **more: str) -> None:
         """Start it, and wait until it accepts requests. `more` are environment variables."""
-        words = [f"--{name.replace('_', '-')}={value}" for name, value in self.settings.items()]
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in ({"port": 0} | self.settings).items()]
         command = [
-            sys.executable, "-m", "apothic", "server", "--json", f"--data-dir={self.data_dir}", "--port=0",
+            sys.executable, "-m", "apothic", "server", "--json", f"--data-dir={self.data_dir}",
             "--gateway-port=0", *words,
         ]  # fmt: skip
         self.data_dir.mkdir(parents=True, exist_ok=True)

@@ -26,12 +26,30 @@ class CurrentJob:
 
 
 CURRENT: ContextVar[CurrentJob | None] = ContextVar("apothic_current_job", default=None)
+_RUNNING: dict[str, CurrentJob] = {}
 
 
 def current_job() -> CurrentJob | None:
     """Return the job this code runs in, or `None` outside of any container.
 
+    A thread that the function starts has no context of its own: it belongs to the job that runs here, if there is
+    just one.
+
     >>> current_job() is None
     True
     """
-    return CURRENT.get()
+    job = CURRENT.get()
+    if job is None and len(_RUNNING) == 1:
+        return next(iter(_RUNNING.values()))
+    return job
+
+
+def enter(job: CurrentJob) -> None:
+    """Make `job` the one of the current context. For containers."""
+    CURRENT.set(job)
+    _RUNNING[job.id] = job
+
+
+def leave(job_id: str) -> None:
+    """Forget a job that has ended. For containers."""
+    _RUNNING.pop(job_id, None)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib
 import os
 import random
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -166,8 +168,7 @@ class Transport:
         key = os.getpid(), asyncio.get_running_loop()
         session = self._sessions.get(key)
         if session is None or session.closed:
-            import aiohttp  # half of the time that the whole package would take to import
-
+            aiohttp = await _library()
             session = self._sessions[key] = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -187,8 +188,7 @@ class Transport:
 
     async def _persist(self, route: Route[Any, Any], once: Callable[[], Awaitable[T]], timeout_s: float | None) -> T:
         """Do it; on a lost or refused connection again, where the route allows, until patience or time is at an end."""
-        import aiohttp
-
+        aiohttp = await _library()
         begun = self._clock.monotonic()
         tries = 0
         while True:
@@ -343,6 +343,11 @@ def _seconds(text: str) -> float:
         return float(text)
     except ValueError:
         return 1.0
+
+
+async def _library() -> Any:
+    """Import aiohttp, beside the loop: 0.1 s is long for others who use it, and `import apothic` is light without."""
+    return sys.modules.get("aiohttp") or await asyncio.to_thread(importlib.import_module, "aiohttp")
 
 
 def _limits(wait_s: float) -> Any:

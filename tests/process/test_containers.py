@@ -115,7 +115,7 @@ async def test_the_environment_is_clean(bench: Bench, monkeypatch: pytest.Monkey
         seen = await bench.run(code)
 
     assert "hunter2" not in str(seen["env"])
-    assert {name for name in seen["env"] if name.startswith("APOTHIC_")} == {"APOTHIC_CONTAINER"}
+    assert {name for name in seen["env"] if name.startswith("APOTHIC_")} == {"APOTHIC_CONTAINER", "APOTHIC_AUTOSTART"}
     assert seen["stdin"] == "/dev/null"
     assert not any("nasty" in path or path.startswith("pipe:") for path in seen["fds"])
     assert sum(path.startswith("socket:") for path in seen["fds"]) == 1

@@ -29,7 +29,7 @@ CORRUPTIONS: dict[str, list[str]] = {
         "INSERT INTO leases SELECT seq, 'x', 1, 'none', 0, -1 FROM jobs WHERE status = 'queued'",
     ],
     "lease_is_of_the_attempt": ["UPDATE leases SET attempt = attempt + 1"],
-    "slots": ["INSERT INTO leases SELECT 999, 'x', 1, container_id, 0, -1 FROM leases"],
+    "slots": ["UPDATE versions SET slots = 0"],
     "lease_on_its_version": ["UPDATE containers SET version = 999"],
     "attempts_by_one": [
         "UPDATE jobs SET attempt = attempt + 1 WHERE status = 'running'",

@@ -37,7 +37,9 @@ class Lives(RuleBasedStateMachine):
         super().__init__()
         # Ids decide the order of what is otherwise equal; the same example has to be the same life.
         self.dice = random.Random(7)
-        chance = SimpleNamespace(randbits=self.dice.getrandbits, token_hex=lambda n: f"{self.dice.getrandbits(8 * n):x}")
+        chance = SimpleNamespace(
+            randbits=self.dice.getrandbits, token_hex=lambda n: f"{self.dice.getrandbits(8 * n):x}"
+        )
         self.patches = [patch("apothic.protocol.ids.secrets", chance), patch("apothic.store.dispatch.secrets", chance)]
         for each in self.patches:
             each.start()

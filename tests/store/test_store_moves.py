@@ -82,7 +82,7 @@ async def test_every_move_from_every_status(store: Store, status: Status) -> Non
         def attempt(tx: Any, move: Move = move, target: Status | None = target, seen: list[str] = seen) -> None:
             moves = store.jobs.moves(tx)
             row = tx.one("job_row", id=job)
-            seen.append(moves._move(row, move, **fitting(move, target))[0])
+            seen.append(moves._move(row, move, 0, **fitting(move, target))[0])
             raise Undo
 
         with pytest.raises(Undo if target is not None else IllegalMove) as caught:

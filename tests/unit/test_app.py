@@ -233,7 +233,13 @@ async def test_local_entrypoints_run_on_the_callers_loop() -> None:
 
 def test_nothing_is_deployed_from_inside_a_job() -> None:
     job = CurrentJob(
-        id="job_1", attempt=1, app="declared", function="f", deployment_id="dep_1", base_url="http://127.0.0.1:9", token="t"
+        id="job_1",
+        attempt=1,
+        app="declared",
+        function="f",
+        deployment_id="dep_1",
+        base_url="http://127.0.0.1:9",
+        token="t",
     )
     token = CURRENT.set(job)
     try:

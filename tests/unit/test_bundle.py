@@ -66,14 +66,27 @@ def test_a_single_file_travels_alone(writes: Writes, tmp_path: Path) -> None:
 
 
 def test_a_package_travels_whole_from_its_top(package: Path) -> None:
-    everything = ["shop/__init__.py", "shop/parts/__init__.py", "shop/parts/wheels.py", "shop/prices.csv", "shop/till.py"]
+    everything = [
+        "shop/__init__.py",
+        "shop/parts/__init__.py",
+        "shop/parts/wheels.py",
+        "shop/prices.csv",
+        "shop/till.py",
+    ]
     assert places("shop.parts.wheels") == sorted(everything)
     assert places("shop.parts") == places("shop") == places("shop", "shop.parts.wheels") == sorted(everything)
 
 
 def test_caches_compiled_files_and_hidden_ones_stay(package: Path) -> None:
     before = places("shop")
-    for place in ("__pycache__/till.cpython-311.pyc", "till.pyc", ".env", ".git/config", "node_modules/x.js", "venv/a.py"):
+    for place in (
+        "__pycache__/till.cpython-311.pyc",
+        "till.pyc",
+        ".env",
+        ".git/config",
+        "node_modules/x.js",
+        "venv/a.py",
+    ):
         (package / place).parent.mkdir(parents=True, exist_ok=True)
         (package / place).write_text("secret")
 

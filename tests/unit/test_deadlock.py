@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,7 +85,7 @@ def test_a_chain_of_one_function_is_deadlocked_exactly_when_it_has_no_slot_left(
     depth = min(depth, limit)
     chain = [f"job {n}" for n in range(depth + 1)]
     stand = standing(leased=dict.fromkeys(chain[:-1], 1), queued={chain[-1]: 1}, cpu=100.0, limit=limit)
-    waits = {job: {behind} for job, behind in zip(chain, chain[1:], strict=False)}
+    waits = {job: {behind} for job, behind in pairwise(chain)}
 
     assert bool(deadlocked(waits, stand, plan)) == (depth == limit)
 

@@ -148,6 +148,14 @@ class Stage:
         await self.control.jobs.expire()
         await self.control.fleet.sweep()
 
+    async def settled(self, asked: asyncio.Future[F]) -> F:
+        """Let a little time pass, again and again, until an answer is there."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not asked.done():
+                await self.clock.advance(0.01)
+                await asyncio.sleep(0.001)
+        return await asked
+
     async def deploy(self, app: str = "app", *specs: FunctionSpec) -> dict[str, Any]:
         """Deploy; return the deployment as it stands."""
         manifest = AppManifest(app=app, functions=list(specs) or [spec()])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import apothic
 
 app = apothic.App("nests")
@@ -20,6 +22,12 @@ def starter() -> str:
 @app.function()
 def leaf(number: int) -> int:
     return number * number
+
+
+@app.function()
+def threaded(number: int) -> int:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(leaf.remote, number).result()
 
 
 @app.function()

@@ -95,3 +95,10 @@ def count(to: int) -> Any:
 @app.function(max_pending_tasks=5, max_containers=1)
 def narrow(number: int) -> int:
     return -number
+
+
+@app.function(max_pending_tasks=2, max_containers=1)
+def held_narrow(gate: str) -> str:
+    while not Path(gate).exists():
+        time.sleep(0.01)
+    return "let go"

@@ -168,7 +168,7 @@ def test_the_input_is_read_in_the_callers_thread_as_far_as_there_is_room(
 
     assert threads == {threading.current_thread()}
     assert read <= fanout.WINDOW + fanout.BATCH + 200
-    assert unfinished(client, "held") == []
+    assert set(unfinished(client, "held")) <= {"cancelling"}
 
 
 def test_a_full_queue_makes_map_pump_slower(client: ControlPlaneClient) -> None:
@@ -215,9 +215,7 @@ def test_a_failure_cancels_what_has_not_begun(client: ControlPlaneClient, gate: 
 
 
 @pytest.mark.parametrize("method", ["map", "spawn_map", "map_iter"])
-def test_an_input_that_raises_cancels_and_raises_the_same(
-    client: ControlPlaneClient, gate: Path, method: str
-) -> None:
+def test_an_input_that_raises_cancels_and_raises_the_same(client: ControlPlaneClient, gate: Path, method: str) -> None:
     dry = Dry("no more")
 
     def gates() -> Iterator[str]:
@@ -233,9 +231,7 @@ def test_an_input_that_raises_cancels_and_raises_the_same(
     assert set(unfinished(client, "held")) <= {"cancelling"}
 
 
-async def test_an_async_input_that_raises_cancels_and_raises_the_same(
-    client: ControlPlaneClient, gate: Path
-) -> None:
+async def test_an_async_input_that_raises_cancels_and_raises_the_same(client: ControlPlaneClient, gate: Path) -> None:
     dry = Dry("no more")
 
     async def gates() -> AsyncIterator[str]:
@@ -249,9 +245,7 @@ async def test_an_async_input_that_raises_cancels_and_raises_the_same(
     assert caught.value is dry
 
 
-async def test_cancelling_a_map_cancels_its_jobs_and_closes_its_input(
-    client: ControlPlaneClient, gate: Path
-) -> None:
+async def test_cancelling_a_map_cancels_its_jobs_and_closes_its_input(client: ControlPlaneClient, gate: Path) -> None:
     closed = asyncio.Event()
     read = asyncio.Event()
 

@@ -32,6 +32,13 @@ def test_a_function_maps_another_and_is_the_parent_of_its_jobs(client: ControlPl
     assert {leaf.parent for leaf in leaves} == {job.job_id}
 
 
+def test_a_thread_of_a_function_calls_on_its_behalf(client: ControlPlaneClient) -> None:
+    job = nests.threaded.spawn(4)
+
+    assert job.wait() == 16
+    assert client.ask_blocking(routes.LIST_JOBS, m.ListJobs(app="nests", function="leaf")).jobs[0].parent == job.job_id
+
+
 def test_a_job_may_outlive_the_one_that_started_it(client: ControlPlaneClient) -> None:
     started = nests.starter.remote()
 

@@ -24,6 +24,7 @@ from apothic.errors import (
     NotAServiceError,
     NotDeployedError,
     NotFoundError,
+    QueueFullError,
     ServerUnavailableError,
     WaitTimeoutError,
 )
@@ -188,6 +189,23 @@ def test_ctrl_c_ends_the_waiting_at_once(client: ControlPlaneClient, gate: Path)
 
     gate.touch()
     assert job.wait() == "let go"
+
+
+def test_spawn_waits_for_room_in_a_full_queue_and_then_says_so(server: Server, gate: Path) -> None:
+    sums.app.deploy()
+    hasty = RemoteFunction.from_name("sums", "held_narrow", client=server.client(timeout_s=0.5))
+    jobs: list[Job] = []
+    with pytest.raises(QueueFullError):
+        while True:
+            jobs.append(hasty.spawn(str(gate)))
+    assert len(jobs) <= 3  # two wait, and one may run
+    with pytest.raises(QueueFullError):
+        hasty.spawn_map([str(gate)])
+
+    patient = RemoteFunction.from_name("sums", "held_narrow", client=server.client(timeout_s=60))
+    threading.Timer(0.1, gate.touch).start()
+    assert patient.remote(str(gate)) == "let go"
+    assert [job.wait() for job in jobs] == ["let go"] * len(jobs)
 
 
 # --- callers ----------------------------------------------------------------------------------------------------

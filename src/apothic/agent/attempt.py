@@ -37,6 +37,7 @@ class Attempt:
         self._outbox = outbox
         self._clock = clock
         self._tail = Tail()
+        self._began_at = 0.0
         self._printed: dict[Stream, Assembler] = {"stdout": Assembler("stdout"), "stderr": Assembler("stderr")}
         self._piped: dict[Stream, Assembler] = {"stdout": Assembler("stdout"), "stderr": Assembler("stderr")}
 
@@ -50,7 +51,13 @@ class Attempt:
 
     def began(self) -> None:
         """Tell that its code is entered."""
+        self._began_at = self._clock.monotonic()
         self._outbox.began(self.story)
+
+    @property
+    def ran_s(self) -> float:
+        """How long ago its code was entered."""
+        return self._clock.monotonic() - self._began_at
 
     def printed(self, stream: Stream, data: bytes) -> None:
         """Take what Python code printed."""
@@ -105,7 +112,7 @@ class Attempt:
         if self.stop == "timeout":  # its time was over, whatever it did with the grace
             return Outcome(failure=self.stopped(failure))
         if isinstance(frame, Done):
-            return Outcome(value=frame.value)
+            return Outcome(value=frame.value, ran_s=self.ran_s)
         if self.stop == "cancelled" and frame.cancelled:
             return Outcome(failure=self.stopped(failure))
         return Outcome(failure=frame.failure)

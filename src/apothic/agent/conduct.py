@@ -16,6 +16,7 @@ from apothic.agent.capture import Capture
 from apothic.agent.channel import Channel, JobCancelled, Window
 from apothic.agent.frames import Cancel, Command, Done, Failed, Run, Stop
 from apothic.agent.perform import Performer, Reply
+from apothic.context import leave
 
 
 class Conductor(Protocol):
@@ -41,6 +42,7 @@ class _Conductor:
     def end(self, run: Run, reply: Done | Failed) -> None:
         self.capture.finish(run.job)
         self.running.remove(run.job)
+        leave(run.job)
         self.channel.send(reply)
 
 

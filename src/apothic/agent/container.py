@@ -26,6 +26,9 @@ from apothic.protocol.messages import Failure, FailureKind
 from apothic.protocol.session import ContainerNews, Outcome, StartContainer
 
 State = Literal["starting", "ready", "gone"]
+# How long a job may wait for the one before it in the same container. Long enough for a hundred jobs of the quick
+# functions that are given several at a time, short enough that nobody notices a job that turns out to be long.
+_BEHIND_S = 0.05
 _NEAR = 0.9  # of the memory limit: a process that was killed up there was killed for its memory
 
 
@@ -48,6 +51,8 @@ class Container:
         self._seats = start.function.options.inputs_at_once
         self._limit = start.function.options.memory_mb * 1024 * 1024
         self._waiting: deque[Attempt] = deque()
+        self._behind: asyncio.TimerHandle | None = None
+        self._ends = 0  # of jobs, to tell whether there was any within a while
         self._process: Process | None = None
         self._tail = Tail()
         self._log: dict[Stream, Assembler] = {"stdout": Assembler("stdout"), "stderr": Assembler("stderr")}
@@ -134,6 +139,17 @@ class Container:
             attempt.timer = asyncio.get_running_loop().call_later(
                 attempt.given.timeout_s, self.stop_attempt, attempt, "timeout"
             )
+
+        if self._waiting and self._behind is None and self.state == "ready":
+            self._behind = asyncio.get_running_loop().call_later(_BEHIND_S, self._give_back, self._ends)
+
+    def _give_back(self, ends: int) -> None:
+        """Give back what waits behind a job that runs long, so that another container may have it."""
+        self._behind = None
+        if self._ends == ends and len(self.running) >= self._seats:
+            while self._waiting:
+                self._waiting.popleft().end(Outcome(requeue="it waited behind a long job", behind=True))
+        self.feed()
 
     def fail_waiting(self, attempt: Attempt, failure: Failure) -> None:
         """End an attempt that cannot begin."""
@@ -248,6 +264,7 @@ class Container:
             return
         self._process.drain_pipes()  # what it printed past Python came before its end
         attempt = self.running.pop(frame.job)
+        self._ends += 1
         outcome = attempt.verdict(frame)
         # Only the name is believed: what a container says is what user code may say.
         path = self._home / "files" / Path(frame.path).name if isinstance(frame, Done) and frame.path else None

@@ -39,7 +39,7 @@ def environment(parent: Mapping[str, str], *, mark: str, tmp: Path) -> dict[str,
     if "PYTHONPATH" in clean:  # a container works in another directory
         places = clean["PYTHONPATH"].split(os.pathsep)
         clean["PYTHONPATH"] = os.pathsep.join(str(Path(place).absolute()) for place in places if place)
-    return clean | {MARK: mark, "TMPDIR": str(tmp), "PYTHONUNBUFFERED": "1"}
+    return clean | {MARK: mark, "TMPDIR": str(tmp), "PYTHONUNBUFFERED": "1", "APOTHIC_AUTOSTART": "0"}
 
 
 def _prctl(option: int, value: int) -> None:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from apothic.agent.channel import JobCancelled
 from apothic.agent.frames import Done, Failed, Run, Setup
-from apothic.context import CURRENT, CurrentJob
+from apothic.context import CurrentJob, enter
 from apothic.errors import PayloadTooLargeError
 from apothic.protocol import values
 from apothic.protocol.failures import describe
@@ -35,7 +35,7 @@ class Performer:
 
     def enter(self, run: Run) -> None:
         """Make `run` the job of the current context."""
-        CURRENT.set(
+        enter(
             CurrentJob(
                 id=run.job,
                 attempt=run.attempt,

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import inspect
 import os
+import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from apothic.client.connection import ControlPlaneClient, client_for
 from apothic.client.function import Function, options_of, warn_of_ambiguity
 from apothic.client.loop import at_caller
 from apothic.client.remote import RemoteFunction
-from apothic.context import CURRENT, CurrentJob
+from apothic.context import CurrentJob, current_job
 from apothic.errors import ConfigError, NotDeployedError, NotFoundError
 from apothic.protocol import messages as m
 from apothic.protocol import routes
@@ -27,7 +28,7 @@ from apothic.protocol.specs import Cron, FunctionOptions, Period, Retries
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_NAME_LIMIT = 63
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")  # it stands in URLs and file names
 
 
 class LocalEntrypoint(Generic[P, R]):
@@ -127,7 +128,7 @@ class App:
     @property
     def deployment_id(self) -> str | None:
         """Return the deployment that this process has made or runs in; `None` before."""
-        job = CURRENT.get()
+        job = current_job()
         if job is not None and job.app == self._name:
             return job.deployment_id
         return self._live.deployment_id if self._live is not None else None
@@ -269,7 +270,7 @@ class App:
         The same content again is the same deployment. Raises `NotDeployedError` with the end of the start-up log when
         a module does not import; the deployment before stays live then.
         """
-        if CURRENT.get() is not None:
+        if current_job() is not None:
             raise NotDeployedError(
                 f"app {self._name!r} cannot be deployed from inside a job", hint="deploy it from outside, beforehand"
             )
@@ -278,7 +279,7 @@ class App:
 
     async def find(self, name: str) -> tuple[str, str | None]:
         """Return a function's id, and the deployment its jobs are bound to; deploy the app first when it is not."""
-        job = CURRENT.get()
+        job = current_job()
         if job is not None:
             return await self._find_inside(job, name)
         version, live = self._version, self._live
@@ -417,10 +418,9 @@ def _spec(function: Function[..., Any, Any]) -> tuple[m.FunctionSpec, bytes]:
 
 
 def _checked(name: str) -> str:
-    plain = isinstance(name, str) and name.replace("-", "_").replace(".", "_").isidentifier() and name.isascii()
-    if not plain or len(name) > _NAME_LIMIT:
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         raise ConfigError(
             f"an app cannot be called {name!r}",
-            hint=f"use up to {_NAME_LIMIT} letters, digits, '-', '_' and '.', with a letter first",
+            hint="use up to 63 letters, digits, '-', '_' and '.', with a letter or digit first",
         )
     return name

@@ -16,7 +16,7 @@ from apothic.client import embedded
 from apothic.client.blocking import Facet, awaiting, blocking
 from apothic.client.loop import LOOP
 from apothic.config import Settings
-from apothic.context import CURRENT
+from apothic.context import current_job
 from apothic.errors import ConfigError
 from apothic.protocol.routes import Route
 from apothic.transport import Transport
@@ -81,7 +81,7 @@ class ControlPlaneClient:
 
     async def way(self) -> tuple[Transport, str | None]:
         """Return the transport for the current context, and the key to show if it is not the transport's own."""
-        job = CURRENT.get()
+        job = current_job()
         if job is not None and self._given == (None, None):
             transport = self._jobs_own.get(job.base_url)
             if transport is None:

@@ -149,21 +149,18 @@ class Fanout:
 
         When it cannot go on (an input that raises; a queue that is full for `timeout_s`), all of them are cancelled.
         """
-        found: list[Job] = []
         whole = False
         try:
             until = self._clock.monotonic() + timeout_s
             while self._unsent or not self._feed.ended:
-                before = len(self._open)
                 if await self._submit(until):
                     until = self._clock.monotonic() + timeout_s
                 elif self._unsent and self._refused is not None and self._clock.monotonic() > until:
                     raise self._refused
-                found += [Job(job, self._client) for job in list(self._open)[before:]]
             whole = True
         finally:
             await self._end(leave=whole)
-        return found
+        return [Job(job, self._client) for job in self._open]
 
     # --- in -----------------------------------------------------------------------------------------------------
 
@@ -195,7 +192,7 @@ class Fanout:
                 options=self._target.submitted_with.options,
             )
             try:
-                reply = await self._client._ask(routes.SUBMIT_BATCH, ask, left)
+                reply = await self._sent(ask, left)
                 break
             except NotFoundError:
                 if not again:
@@ -206,9 +203,6 @@ class Fanout:
                 self._refused, self._retry_s = full, retry_after(full)
                 self._ended.clear()
                 return 0
-        for job in reply.jobs:
-            self._open[job] = self._submitted
-            self._submitted += 1
         self._ended.clear()
         self._retry_s = reply.retry_after_s or RETRY_S
         self._refused = QueueFullError(
@@ -216,6 +210,23 @@ class Fanout:
             hint="raise the function's max_pending_tasks or max_containers, or allow more time",
         )
         return len(reply.jobs)
+
+    async def _sent(self, ask: m.SubmitBatch, left: float) -> m.BatchSubmitted:
+        sending = asyncio.ensure_future(self._client._ask(routes.SUBMIT_BATCH, ask, left))
+        try:
+            return self._noted(await asyncio.shield(sending))
+        except asyncio.CancelledError:
+            # What is on its way will be accepted, and only who knows the jobs can cancel them.
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(CANCEL_S):
+                    self._noted(await sending)
+            raise
+
+    def _noted(self, reply: m.BatchSubmitted) -> m.BatchSubmitted:
+        for job in reply.jobs:
+            self._open[job] = self._submitted
+            self._submitted += 1
+        return reply
 
     async def _inputs(self, envelopes: list[Envelope], left: float) -> list[m.JobInput]:
         room = asyncio.Semaphore(UPLOADS)

@@ -13,7 +13,7 @@ from apothic.client.fanout import Fanout, Items, single, spread
 from apothic.client.job import Job
 from apothic.client.mapped import refuse_generator
 from apothic.client.submission import Address, Submission
-from apothic.context import CURRENT
+from apothic.context import current_job
 from apothic.errors import NotAServiceError, NotFoundError
 from apothic.protocol import messages as m
 from apothic.protocol import routes
@@ -241,7 +241,7 @@ class RemoteFunction:
 
     async def address(self) -> Address:
         view = await self._look_up()
-        job = CURRENT.get()
+        job = current_job()
         own = job is not None and job.app == self._app_name
         return Address(view.id, job.deployment_id if job is not None and own else None, view.is_generator)
 

@@ -37,7 +37,9 @@ class _Planner:
         self.hosts = picture.hosts
         self.seats = [seat for seat in picture.seats if seat.connected]
         self.lost_seats = [seat for seat in picture.seats if not seat.connected]
-        self.rooms = [_Room(host, [s for s in self.seats if s.agent == host.agent]) for host in picture.hosts]
+        self.rooms = [
+            _Room(host, [s for s in self.seats if s.agent == host.agent]) for host in picture.hosts if host.connected
+        ]
         self.stopped: set[str] = set()
         self.steps: list[Step] = []
 
@@ -60,8 +62,18 @@ class _Planner:
             return
         for _ in range(target - len(owned)):
             if left <= 0 or not self._start(wanted, min(left, wanted.slots)):
-                return
+                break
             left -= min(left, wanted.slots)
+        self._queue_ahead(wanted, mine, left)
+
+    def _queue_ahead(self, wanted: Wanted, mine: list[Seat], left: int) -> None:
+        """Let containers of a quick function hold more than they run; the emptiest first."""
+        for seat in sorted(mine, key=lambda s: (s.taken, s.container)):
+            room = seat.ahead - max(seat.taken - seat.slots, 0) if seat.state == "ready" else 0
+            count = min(left, room)
+            if count > 0:
+                self.steps.append(Place(wanted.version, seat.container, count))
+                left -= count
 
     def _start(self, wanted: Wanted, count: int) -> bool:
         if not self.hosts:

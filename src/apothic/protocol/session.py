@@ -65,11 +65,16 @@ class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How an attempt ended: a `value`, a `failure`, or given back unbegun (`requeue` has the reason)."""
+    """How an attempt ended: a `value`, a `failure`, or given back unbegun (`requeue` has the reason).
+
+    `behind` is a job given back because it waited behind a long one: nobody's fault, so no budget pays.
+    """
 
     value: Packed | None = None
     failure: Failure | None = None
     requeue: str | None = None
+    behind: bool = False
+    ran_s: float = 0.0  # from its begin to its end, by the agent's clock
 
 
 class Report(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -16,21 +16,23 @@ from apothic.protocol.messages import Failure
 from apothic.protocol.session import Line, Outcome, Packed, Report
 from apothic.store import events, views
 from apothic.store.db import Tx
+from apothic.store.pace import Pace
 from apothic.store.verdicts import Facts, Verdict, after_drain, after_failure
 
 
 class Moves:
     """Moves jobs inside a transaction. `now` is wall time; `ring` is told of each job that moved, after the commit."""
 
-    def __init__(self, tx: Tx, now: float, dice: float) -> None:
+    def __init__(self, tx: Tx, now: float, dice: float, pace: Pace) -> None:
         self.tx = tx
         self.now = now
         self.dice = dice
+        self.pace = pace
         self.moved: list[str] = []
 
     def queue(self, job: int, job_id: str) -> None:
         """Record that a job was accepted."""
-        events.append(self.tx, job, 0, [(events.STATUS, self._status(Status.QUEUED, 0))])
+        events.store(self.tx, job, 0, 1, [(events.STATUS, self._status(Status.QUEUED, 0))])
         self.moved.append(job_id)
         self.tx.queue_changed = True
 
@@ -46,7 +48,6 @@ class Moves:
             container_id=container_id,
             expires_at=expires_at,
         )
-        self.tx.run("container_idle", id=container_id, now=None)
         return attempt
 
     def report(self, report: Report, monotonic: float) -> bool:
@@ -59,28 +60,36 @@ class Moves:
         if report.seq != job["last_report"] + 1:
             # One before it failed to be stored (a full disk): refuse, so that the agent sends both again, in order.
             raise ConflictError(f"{report.job}: report {report.seq} came before report {job['last_report'] + 1}")
-        self.tx.run("touch_report", job=job["seq"], seq=report.seq)
-        if report.began and job["status"] == Status.STARTING:
-            self._take(job, Move.BEGIN, started_at=report.at)
-            job = self.tx.one("leased_job", token=report.token)
-            assert job is not None
+        status = Status(job["status"])
+        if report.began and status == Status.STARTING:
+            status = self._take(job, Move.BEGIN, started_at=report.at)
         if report.outcome is None:
+            # An outcome ends the lease, and with it whatever could come twice.
+            self.tx.run("touch_report", job=job["seq"], seq=report.seq)
             self._append_lines(job, report.lines)
         else:
-            self.end(job, report.outcome, report.lines, monotonic)
+            self.end(job, report.outcome, report.lines, monotonic, status=status)
         return True
 
-    def end(self, job: sqlite3.Row, outcome: Outcome, lines: list[Line], monotonic: float) -> None:
-        """End a leased attempt: its last lines, then what becomes of the job."""
+    def end(
+        self, job: sqlite3.Row, outcome: Outcome, lines: list[Line], monotonic: float, *, status: Status | None = None
+    ) -> None:
+        """End a leased attempt: its last lines, then what becomes of the job. `status` is newer than the row's."""
         self._append_lines(job, lines)
-        if outcome.value is not None and job["status"] in (Status.RUNNING, Status.CANCELLING):
+        facts = _facts(job, status or Status(job["status"]))
+        if outcome.value is not None and facts.status in (Status.RUNNING, Status.CANCELLING):
             self._succeed(job, outcome.value)
+            if outcome.ran_s > 0:
+                self.pace.note(job["version"], outcome.ran_s)
+        elif outcome.behind and facts.status == Status.STARTING:
+            self._take(job, Move.REQUEUE, reason=outcome.requeue)
+            self.pace.slow(job["version"])
         elif outcome.failure is not None:
-            verdict = after_failure(_facts(job), outcome.failure, self.dice)
+            verdict = after_failure(facts, outcome.failure, self.dice)
             self._fail(job, verdict, outcome.failure)
         else:
             reason = outcome.requeue or "given back"
-            verdict = after_drain(_facts(job))
+            verdict = after_drain(facts)
             lost = Failure(kind="worker_lost", type="WorkerLost", message=f"moved too often: {reason}")
             self._fail(job, verdict, lost, reason=reason)
         self.tx.run("container_idle", id=job["container_id"], now=monotonic)
@@ -106,8 +115,9 @@ class Moves:
     # --- the steps ----------------------------------------------------------------------------------------------
 
     def _succeed(self, job: sqlite3.Row, value: Packed) -> None:
-        status, attempt = self._move(job, Move.SUCCEED, result=views.encode(value), result_sha256=value.sha256)
-        self._finish(job, status, attempt, (events.RESULT, {"attempt": attempt}))
+        attempt = int(job["attempt"])
+        outcome = (events.RESULT, {"attempt": attempt})
+        self._finish(job, Move.SUCCEED, outcome, result=views.encode(value), result_sha256=value.sha256)
 
     def _fail(self, job: sqlite3.Row, verdict: Verdict, failure: Failure, *, reason: str | None = None) -> None:
         spent: dict[str, Any] = {verdict.budget: 1} if verdict.budget else {}
@@ -127,29 +137,32 @@ class Moves:
             failure = msgspec.structs.replace(failure, log_tail=events.tail(self.tx, job["seq"]))
         failure = _of_attempt(failure, int(job["attempt"]))
         sha256 = failure.payload.sha256 if failure.payload is not None else None
-        status, attempt = self._move(job, verdict.move, failure=views.encode(failure), failure_sha256=sha256, **spent)
-        self._finish(job, status, attempt, (events.ERROR, error_data(failure)))
+        outcome = (events.ERROR, error_data(failure))
+        self._finish(job, verdict.move, outcome, failure=views.encode(failure), failure_sha256=sha256, **spent)
 
-    def _finish(self, job: sqlite3.Row, status: Status, attempt: int, outcome: events.Event) -> None:
-        end: dict[str, Any] = {"status": status.value, "attempts": attempt}
-        events.append(
-            self.tx, job["seq"], attempt, [(events.STATUS, self._status(status, attempt)), outcome, (events.END, end)]
-        )
+    def _finish(self, job: sqlite3.Row, move: Move, outcome: events.Event, **changes: Any) -> None:
+        status, attempt, next_index = self._move(job, move, 3, **changes)
+        end: dict[str, Any] = {"status": status.value, "attempts": attempt, "last_index": next_index - 1}
+        told = [(events.STATUS, self._status(status, attempt)), outcome, (events.END, end)]
+        events.store(self.tx, job["seq"], attempt, next_index, told)
 
-    def _take(self, job: sqlite3.Row, move: Move, *, reason: Any = None, detail: Any = None, **changes: Any) -> None:
-        status, attempt = self._move(job, move, **changes)
+    def _take(self, job: sqlite3.Row, move: Move, *, reason: Any = None, detail: Any = None, **changes: Any) -> Status:
+        status, attempt, next_index = self._move(job, move, 1, **changes)
         data = self._status(status, attempt, reason=reason, detail=detail)
         # A cancel or a retry belongs to the attempt it ends; a claim opens the next.
-        events.append(self.tx, job["seq"], attempt, [(events.STATUS, data)])
+        events.store(self.tx, job["seq"], attempt, next_index, [(events.STATUS, data)])
+        return status
 
-    def _move(self, job: sqlite3.Row, move: Move, **changes: Any) -> tuple[Status, int]:
+    def _move(self, job: sqlite3.Row, move: Move, told: int, **changes: Any) -> tuple[Status, int, int]:
+        """Make a move and give out the indices of the `told` events that belong to it."""
         values = dict.fromkeys(("run_at", "started_at", "result", "result_sha256", "failure", "failure_sha256"))
         counts = dict.fromkeys(("attempts", "user_failures", "crashes", "drains"), 0)
-        row = self.tx.one("move_job", job=job["seq"], move=move.value, now=self.now, **{**values, **counts, **changes})
+        named = {**values, **counts, **changes}
+        row = self.tx.one("move_job", job=job["seq"], move=move.value, now=self.now, events=told, **named)
         if row is None:
             raise IllegalMove(f"{job['id']} is {job['status']}: it cannot {move.value}")
         self.moved.append(job["id"])
-        return Status(row["status"]), int(row["attempt"])
+        return Status(row["status"]), int(row["attempt"]), int(row["next_index"])
 
     def _append_lines(self, job: sqlite3.Row, lines: list[Line]) -> None:
         if lines:
@@ -192,9 +205,9 @@ def error_data(failure: Failure) -> dict[str, Any]:
     return data
 
 
-def _facts(job: sqlite3.Row) -> Facts:
+def _facts(job: sqlite3.Row, status: Status) -> Facts:
     return Facts(
-        status=Status(job["status"]),
+        status=status,
         delivery=job["delivery"],
         retries=views.retries(job["retries"]),
         user_failures=job["user_failures"],

@@ -8,7 +8,6 @@ holds one write or a hundred. Nobody is told anything before the commit.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import queue
 import sqlite3
@@ -17,6 +16,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
+
+import msgspec
 
 from apothic.errors import ApothicError, ConfigError, ServerUnavailableError, StorageFullError
 from apothic.probe import Probe
@@ -30,6 +31,7 @@ log = logging.getLogger("apothic.store")
 OLDEST_SQLITE = (3, 37, 0)
 # A batch this large commits in about 20 ms; more would make the first writer in it wait.
 LARGEST_BATCH = 256
+_encode_json = msgspec.json.Encoder().encode
 
 
 class Tx:
@@ -309,4 +311,4 @@ def audit(connection: sqlite3.Connection) -> dict[str, list[str]]:
 
 def dumps(value: Any) -> str:
     """Return compact JSON, as events keep it."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return _encode_json(value).decode()

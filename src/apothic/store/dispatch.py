@@ -21,6 +21,7 @@ from apothic.store.attempts import Moves
 from apothic.store.catalog import mark_failed
 from apothic.store.db import Tx
 from apothic.store.jobs import Jobs
+from apothic.store.pace import Pace
 from apothic.store.picture import Host, Picture, Place, Refuse, Seat, Start, Step, Stop, Wanted
 
 Plan = Callable[[Picture], list[Step]]
@@ -52,7 +53,7 @@ class Dispatcher:
 
     def last_word(self, tx: Tx) -> None:
         """Place all that can be placed now."""
-        picture = read_picture(tx, self._clock.now(), self._clock.monotonic())
+        picture = read_picture(tx, self._clock.now(), self._clock.monotonic(), self._jobs.pace)
         steps = self._plan(picture)
         if not steps:
             return
@@ -99,6 +100,7 @@ class Dispatcher:
                     job_token=self._sign(job["id"], attempt),
                 )
             )
+        tx.run("container_idle", id=container, now=None)
         return [Work(assignments=assignments)] if assignments else []
 
     def _start(self, tx: Tx, version: int, agent: str, container: str) -> StartContainer:
@@ -124,9 +126,9 @@ class Dispatcher:
             tx.then(lambda: self._ring(row["deployment_id"]))
 
 
-def read_picture(tx: Tx, now: float, monotonic: float) -> Picture:
+def read_picture(tx: Tx, now: float, monotonic: float, pace: Pace) -> Picture:
     """Read how things stand, in the transaction's own snapshot."""
-    due = [(row, _due(tx, row, now)) for row in tx.all("wanting")]
+    due = [(row, _due(tx, row, now, pace.ahead(row["id"]))) for row in tx.all("wanting")]
     wanted = [_wanted(row, count) for row, count in due if count]
     have = {each.version for each in wanted}
     wanted += [_wanted(row, 0, proof=True) for row in tx.all("proofs") if row["id"] not in have]
@@ -148,11 +150,13 @@ def read_picture(tx: Tx, now: float, monotonic: float) -> Picture:
                 keep_warm_s=row["keep_warm_s"],
                 idle_since=row["idle_since"],
                 current=row["status"] in ("live", "starting"),
+                ahead=pace.ahead(row["version"]),
             )
             for row in tx.all("seats")
         ),
         hosts=tuple(
-            Host(row["id"], row["cpu"], row["memory_mb"], tuple(json.loads(row["gpus"]))) for row in tx.all("hosts")
+            Host(row["id"], row["cpu"], row["memory_mb"], tuple(json.loads(row["gpus"])), bool(row["connected"]))
+            for row in tx.all("hosts")
         ),
     )
 
@@ -168,8 +172,8 @@ def joined(frames: list[Downward]) -> list[Downward]:
     return out
 
 
-def _due(tx: Tx, row: sqlite3.Row, now: float) -> int:
-    placeable = row["max_containers"] * max(row["slots"], row["per_container"])
+def _due(tx: Tx, row: sqlite3.Row, now: float, ahead: int) -> int:
+    placeable = row["max_containers"] * (max(row["slots"], row["per_container"]) + ahead)
     count = tx.one("due", version=row["id"], now=now, limit=placeable)
     assert count is not None
     return int(count[0])

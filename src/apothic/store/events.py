@@ -21,18 +21,10 @@ TAIL_LINES = 20
 Event = tuple[str, dict[str, Any]]
 
 
-def append(tx: Tx, job: int, attempt: int, events: Sequence[Event]) -> int:
-    """Give the events the next indices of the job and store them; return the last index."""
-    row = tx.one("take_indices", job=job, n=len(events))
-    assert row is not None, f"job {job} is in the table"
-    first = int(row[0]) - len(events)
-    if events[-1][0] == END:
-        events[-1][1]["last_index"] = int(row[0]) - 1
-    tx.many(
-        "insert_event",
-        [(job, first + n, kind, attempt, dumps(data)) for n, (kind, data) in enumerate(events)],
-    )
-    return int(row[0]) - 1
+def store(tx: Tx, job: int, attempt: int, next_index: int, events: Sequence[Event]) -> None:
+    """Store events under the last indices that the job has given out, which end before `next_index`."""
+    first = next_index - len(events)
+    tx.many("insert_event", [(job, first + n, kind, attempt, dumps(data)) for n, (kind, data) in enumerate(events)])
 
 
 def append_lines(tx: Tx, job: int, attempt: int, lines: Sequence[Line], window: int) -> None:
@@ -48,7 +40,9 @@ def append_lines(tx: Tx, job: int, attempt: int, lines: Sequence[Line], window: 
         if line.cont:
             data["cont"] = True
         events.append((LOG, data))
-    append(tx, job, attempt, events)
+    indices = tx.one("take_indices", job=job, n=len(events))
+    assert indices is not None, f"job {job} is in the table"
+    store(tx, job, attempt, indices[0], events)
     kept += len(events)
     size += sum(len(dumps(data)) for _, data in events)
     while kept > window or size > LOG_BYTES:

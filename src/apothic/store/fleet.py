@@ -16,6 +16,7 @@ from apothic.store.catalog import make_live, mark_failed
 from apothic.store.db import Database, Tx
 from apothic.store.dispatch import read_picture
 from apothic.store.jobs import Jobs, Running
+from apothic.store.pace import Pace
 from apothic.store.picture import Standing
 
 Ring = Callable[[str], None]
@@ -150,7 +151,7 @@ class Fleet:
         def read(tx: Tx) -> Standing:
             now = self._clock.now()
             return Standing(
-                read_picture(tx, now, self._clock.monotonic()),
+                read_picture(tx, now, self._clock.monotonic(), Pace()),
                 {row["id"]: row["version"] for row in tx.all("leased_versions")},
                 {row["id"]: row["version"] for row in tx.all("queued_versions", ids=json.dumps(job_ids), now=now)},
             )

@@ -20,6 +20,7 @@ from apothic.protocol.session import Packed
 from apothic.store import events, views
 from apothic.store.attempts import Moves
 from apothic.store.db import Database, Tx
+from apothic.store.pace import Pace
 
 Ring = Callable[[str], None]
 LARGEST_PAGE = 1000
@@ -61,10 +62,11 @@ class Jobs:
         self._clock = clock
         self._ring = ring
         self._dice = dice
+        self.pace = Pace()
 
     def moves(self, tx: Tx) -> Moves:
         """Return the mover for a transaction; what it moved is rung after the commit."""
-        moves = Moves(tx, self._clock.now(), self._dice.random())
+        moves = Moves(tx, self._clock.now(), self._dice.random(), self.pace)
 
         def ring() -> None:
             for job in dict.fromkeys(moves.moved):

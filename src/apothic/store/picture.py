@@ -38,16 +38,18 @@ class Seat:
     keep_warm_s: float
     idle_since: float | None
     current: bool  # its deployment is live, or is being started
+    ahead: int = 0  # how many jobs it may hold beyond its slots
 
 
 @dataclass(frozen=True)
 class Host:
-    """An agent that can be given work, and all that it has."""
+    """An agent, and all that it has. Only a connected one can be given work."""
 
     agent: str
     cpu: float
     memory_mb: int
     gpus: tuple[str, ...] = ()
+    connected: bool = True
 
 
 @dataclass(frozen=True)

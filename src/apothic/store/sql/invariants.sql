@@ -20,9 +20,10 @@ SELECT jobs.id FROM jobs JOIN statuses USING (status) LEFT JOIN leases ON leases
 -- lease_is_of_the_attempt: a lease belongs to its job's present attempt.
 SELECT jobs.id FROM leases JOIN jobs ON jobs.seq = leases.job WHERE leases.attempt <> jobs.attempt;
 
--- slots: no container holds more leases than it has slots.
+-- slots: no container runs more jobs than it has slots; what it holds beyond them has not begun.
 SELECT containers.id FROM containers JOIN versions ON versions.id = containers.version
- WHERE (SELECT count(*) FROM leases WHERE leases.container_id = containers.id) > versions.slots;
+ WHERE (SELECT count(*) FROM leases JOIN jobs ON jobs.seq = leases.job
+         WHERE leases.container_id = containers.id AND jobs.status = 'running') > versions.slots;
 
 -- lease_on_its_version: a lease's container runs the version that the job is pinned to.
 SELECT jobs.id FROM leases JOIN jobs ON jobs.seq = leases.job JOIN containers ON containers.id = leases.container_id

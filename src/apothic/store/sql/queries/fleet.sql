@@ -73,8 +73,8 @@ SELECT containers.id, containers.agent_id, containers.version, containers.state,
   JOIN agents ON agents.id = containers.agent_id
  ORDER BY containers.id;
 
--- hosts: the agents that can be given work
-SELECT id, cpu, memory_mb, gpus FROM agents WHERE connected = 1 ORDER BY id;
+-- hosts: the agents; one that is away for a moment still counts for what can ever be run
+SELECT id, cpu, memory_mb, gpus, connected FROM agents ORDER BY id;
 
 -- wanting: versions with jobs that wait
 SELECT versions.id, versions.slots, versions.per_container, versions.max_containers,

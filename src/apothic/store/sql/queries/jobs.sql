@@ -10,16 +10,17 @@ SELECT versions.*, functions.app, functions.name, apps.stopped
 SELECT id, seq, input_hash FROM jobs WHERE function_id = :function_id AND idempotency_key = :key;
 
 -- insert_job: a new job, queued
-INSERT INTO jobs (id, version, function_id, status, created_at, run_at, expires_at, timeout_s, retries, delivery,
+INSERT INTO jobs (id, version, function_id, status, next_index, created_at, run_at, expires_at, timeout_s, retries, delivery,
                   accept, input, input_sha256, input_hash, idempotency_key, parent, retry_of)
-VALUES (:id, :version, :function_id, 'queued', :created_at, :run_at, :expires_at, :timeout_s, :retries, :delivery,
+VALUES (:id, :version, :function_id, 'queued', 1, :created_at, :run_at, :expires_at, :timeout_s, :retries, :delivery,
         :accept, :input, :input_sha256, :input_hash, :idempotency_key, :parent, :retry_of)
 RETURNING seq;
 
--- move_job: take one arrow of the lifecycle table; no row back means the job stands elsewhere by now
+-- move_job: take one arrow of the lifecycle table, and the indices of its events; no row back means the job stands elsewhere by now
 UPDATE jobs
    SET status = arrows.target,
        attempt = jobs.attempt + :attempts,
+       next_index = next_index + :events,
        run_at = coalesce(:run_at, run_at),
        started_at = coalesce(:started_at, started_at),
        ended_at = iif((SELECT final FROM statuses WHERE statuses.status = arrows.target), :now, NULL),
@@ -30,7 +31,7 @@ UPDATE jobs
        failure = :failure, failure_sha256 = :failure_sha256
   FROM arrows
  WHERE jobs.seq = :job AND arrows.move = :move AND arrows.source = jobs.status
-RETURNING jobs.status, jobs.attempt;
+RETURNING jobs.status, jobs.attempt, jobs.next_index;
 
 -- job_row: a job with what its lease says, for a decision about its next move
 SELECT jobs.*, leases.token, leases.last_report, leases.container_id, versions.stream_window
