@@ -20,13 +20,14 @@ HERE = Path(__file__).resolve().parent
 DATA = HERE.parent.parent / "data" / f"demo-{os.getpid()}"
 os.environ["APOTHIC_DATA_DIR"] = str(DATA)
 
-from rich.console import Console  # noqa: E402 — the data directory is named before anything reads it
+from rich import box  # noqa: E402 — the data directory is named before anything reads it
+from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402
 from rich.table import Table  # noqa: E402
 from survey import Measures, Source, app, measure, summarise  # noqa: E402
 
 BROKEN: Source = {"path": "broken_on_purpose.py", "text": "def fine():\n    return 1\n\ndef not_fine(:\n    return 2\n"}
-screen = Console(highlight=False)
+screen = Console(highlight=False, soft_wrap=True)
 
 
 def sources() -> Iterator[Source]:
@@ -58,9 +59,10 @@ def survey(files: list[Source]) -> tuple[list[Measures], list[BaseException]]:
 
 def show(rows: list[dict[str, object]]) -> None:
     """Print the table."""
-    table = Table(title="The standard library, by package (the twelve largest)")
+    table = Table(title="The standard library, by package (the twelve largest)", box=box.SIMPLE)
     for name in rows[0]:
-        table.add_column(name, justify="left" if name in ("package", "longest") else "right")
+        left = name in ("package", "longest function")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for row in rows[:12]:
         table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
     screen.print(table)
@@ -68,8 +70,8 @@ def show(rows: list[dict[str, object]]) -> None:
 
 def run(*command: str) -> None:
     """Print a command and what it prints."""
-    screen.print(f"\n[bold]$ {' '.join(command)}[/]", soft_wrap=True)
     shown = " ".join(command)
+    screen.print(f"\n[bold]$ {shown}[/]", soft_wrap=True)
     subprocess.run(["sh", "-c", shown], check=True)
 
 
@@ -83,18 +85,17 @@ def main() -> None:
     measures, wrong = survey(files)
     screen.print(f"measured {len(measures)} files; {len(wrong)} failed, as it should. Its remote traceback:")
     for error in wrong:
-        print("".join(f"  ! {line}\n" for line in str(error.__cause__ or error).strip().splitlines()[-8:]), end="")
+        print("".join(f"  ! {line}\n" for line in str(error.__cause__ or error).strip().splitlines()[-12:]), end="")
     job = summarise.spawn(measures)
-    screen.print(f"\nspawned {job.job_id}; a second process re-attaches by that id while it runs:")
+    screen.print(f"\nspawned {job.job_id}; a second process re-attaches by that id while it runs:", soft_wrap=True)
     subprocess.run([sys.executable, str(HERE / "attach.py"), job.job_id], check=True)
     show(job.wait())
-    program = f"{sys.executable} -m apothic"
     screen.print("\nThe same job from outside. The key of this data directory is in its admin.key:")
     if shutil.which("curl"):
-        key = f'"Authorization: Bearer $(cat {DATA}/admin.key)"'
+        key = f'"Authorization: Bearer $(cat {DATA.relative_to(Path.cwd())}/admin.key)"'
         run("curl", "-s", "-H", key, f"{app.client.base_url}/v1/jobs/{job.job_id}")
         print()
-    run(program, "job", "show", job.job_id)
+    run(str(Path(sys.executable).with_name("apothic").relative_to(Path.cwd())), "job", "show", job.job_id)
     screen.print(f"\n[bold]done in {time.perf_counter() - began:.1f} s[/]")
 
 

@@ -72,8 +72,8 @@ def summarise(measures: list[Measures]) -> list[dict[str, object]]:
                 "lines": sum(each["lines"] for each in files),
                 "functions": sum(each["functions"] for each in files),
                 "classes": sum(each["classes"] for each in files),
-                "longest": f"{longest['longest_name']} ({longest['longest']})",
-                "documented": f"{100 * sum(each['documented'] for each in files) // max(named, 1)} %",
+                "longest function": f"{longest['longest_name']} ({longest['longest']})",
+                "docstrings": f"{100 * sum(each['documented'] for each in files) // max(named, 1)} %",
             }
         )
         print(f"{name}: {len(files)} files, {rows[-1]['lines']:,} lines")

@@ -217,6 +217,9 @@ class Transport:
 
     def _unavailable(self, error: BaseException) -> errors.ServerUnavailableError:
         said = str(error) or type(error).__name__
+        refused = getattr(error, "os_error", None)  # of a connection error, whose own text repeats the address twice
+        if isinstance(refused, OSError) and refused.errno:
+            said = os.strerror(refused.errno) if refused.errno > 0 else str(refused.strerror)
         return errors.ServerUnavailableError(
             f"no control plane answers at {self.base_url}: {said}",
             url=self.base_url,

@@ -25,7 +25,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(r"^```(?P<info>[^`\n]*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 _ALIKE = (
     (re.compile(r"\b(app|job|dep|fn|agt|ctr|key)_[0-9a-hjkmnp-tv-z]{26}\b"), r"<\1>"),
-    (re.compile(r"\bapothic_(key|agent|job)_[0-9a-z_]+"), r"<\1 text>"),
+    (re.compile(r"\bapothic_(key|agent|job)_[0-9a-z_]+"), r"apothic_\1_<secret>"),
     (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"), "<time>"),
     (re.compile(r"\b1[789]\d{8}(\.\d+)?\b"), "<seconds>"),
     (re.compile(r"(127\.0\.0\.1|localhost):\d+"), "<address>"),

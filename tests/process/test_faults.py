@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +15,8 @@ from chaos.aftermath import check_no_slot_leaks, job_of, loaded, until
 from rig import Server
 
 from apothic import ControlPlaneClient, Job
+from apothic.agent.tree import Leftovers
+from apothic.clock import SystemClock
 from apothic.errors import JobFailedError, NotDeployedError, OutOfMemoryError, WorkerLostError
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -183,8 +187,6 @@ def test_sixty_nasty_exceptions_reach_the_caller_and_no_container_is_lost(
 
 def trouble(client: ControlPlaneClient, calls: ModuleType, number: int) -> str | None:
     """Say what did not arrive of one exception; `None` when all did."""
-    import traceback
-
     job = calls.deed.spawn(number)
     try:
         job.wait(timeout_s=60)
@@ -200,7 +202,8 @@ def trouble(client: ControlPlaneClient, calls: ModuleType, number: int) -> str |
     if not failure.type.endswith(type(original).__qualname__):
         return f"its type came as {failure.type}"
     text = said(original)
-    if text is not None and text[:100].encode("utf-8", "backslashreplace").decode() not in failure.message:
+    text = None if text is None else text.partition(" at 0x")[0][:100].encode("utf-8", "backslashreplace").decode()
+    if text is not None and text not in failure.message:
         return f"its message came as {failure.message[:200]}"
     if f"in {deed.__name__}\n" not in shown or failure.type.rpartition(".")[2] not in shown:
         return f"its traceback is not shown: {shown[-500:]}"
@@ -220,3 +223,26 @@ def said(error: BaseException) -> str | None:
         return str(error)
     except BaseException:
         return None
+
+
+async def test_a_container_that_starts_while_leftovers_are_ended_is_none_of_them() -> None:
+    leftovers = Leftovers(SystemClock())
+    sleep = ["sleep", "1000"]
+    left = subprocess.Popen(sleep, start_new_session=True)
+    started: list[subprocess.Popen[bytes]] = []
+    looks = 0
+
+    def live() -> list[int]:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            started.append(subprocess.Popen(sleep, start_new_session=True))
+        return [one.pid for one in started]
+
+    await leftovers.end(live)
+
+    assert started and started[0].poll() is None
+    assert not psutil.pid_exists(left.pid)
+    left.returncode = -9  # it was collected by the other
+    started[0].kill()
+    started[0].wait()

@@ -32,7 +32,8 @@ from apothic.store.fleet import Fleet, Reconciled
 from apothic.store.jobs import Jobs, NewJob
 
 LEASE_S = 30.0
-DONE = Outcome(value=Packed(encoding="json", data=b"42"))
+# A minute: of a slow function, containers hold no more jobs than they run.
+DONE = Outcome(value=Packed(encoding="json", data=b"42"), ran_s=60.0)
 RAISED = Outcome(failure=Failure(kind="user", type="ValueError", message="no", retriable=True))
 
 

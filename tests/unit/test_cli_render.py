@@ -100,6 +100,7 @@ def test_users_own_exceptions_have_their_frames_and_none_of_ours(capsys: pytest.
         Screen().user_error(error)
     err = capsys.readouterr().err
     assert __file__ in err and "ZeroDivisionError" in err and "cli/render.py" not in err
+    assert "error: ZeroDivisionError: division by zero\nhint: your own code" in err
 
 
 def test_log_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,8 @@ CHECKED: dict[Any, st.SearchStrategy[Any]] = {
         schedule=st.sampled_from([None, Cron("0 7 * * *", timezone="UTC"), Period(hours=1)]),
         cpu=st.sampled_from([0.5, 2]), gpu=st.sampled_from([None, "A", ["A", "B"]]),
         retries=st.sampled_from([None, 2, Retries(1, initial_delay_s=0.5)]),
-        concurrency=st.sampled_from([None, ConcurrencySpec(4, 2)]), batching=st.sampled_from([None, BatchingSpec(8, 5)]),
+        concurrency=st.sampled_from([None, ConcurrencySpec(4, 2)]),
+        batching=st.sampled_from([None, BatchingSpec(8, 5)]),
     ),
 }  # fmt: skip
 

@@ -44,7 +44,7 @@ async def stage(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
     connection = sqlite3.connect(tmp_path / "data" / "apothic.db")
     assert audit(connection) == {}
     connection.close()
-    left = [path for path in (tmp_path / "data" / "blobs").rglob(".part-*")]
+    left = list((tmp_path / "data" / "blobs").rglob(".part-*"))
     assert left == []
 
 

@@ -39,7 +39,8 @@ from apothic.protocol.specs import FunctionOptions
 
 HOST = "127.0.0.1:8700"
 PATIENCE_S = 10.0  # of real time, before a thing that does not come fails the test
-DONE = Outcome(value=Packed(encoding="json", data=b"42", size=2))
+# A minute: of a slow function, containers hold no more jobs than they run.
+DONE = Outcome(value=Packed(encoding="json", data=b"42", size=2), ran_s=60.0)
 F = TypeVar("F")
 App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 

@@ -168,7 +168,7 @@ class Containers:
             container.resume()
 
     async def _end_leftovers(self) -> None:
-        await self._leftovers.end({container.pid for container in self.live.values()})
+        await self._leftovers.end(lambda: [container.pid for container in self.live.values()])
 
     async def _watch_memory(self) -> None:
         while True:

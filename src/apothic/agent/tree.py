@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from apothic.clock import Clock
@@ -70,9 +70,12 @@ class Leftovers:
         self._session = os.getsid(0)
         self._bystanders = set(children(self._pid))
 
-    async def end(self, live: Iterable[int]) -> None:
-        """Kill and collect them, those below them too, until none is left."""
-        while found := self._find(set(live)):
+    async def end(self, live: Callable[[], Iterable[int]]) -> None:
+        """Kill and collect them, those below them too, until none is left.
+
+        `live` is asked at each look: a container that is started meanwhile is no leftover.
+        """
+        while found := self._find(set(live())):
             for pid in found:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)

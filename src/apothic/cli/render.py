@@ -144,6 +144,11 @@ class Screen:
         if not self.tracebacks:
             _leave_out_our_frames(told)
         self.note("".join(told.format()).rstrip())
+        message = f"{type(error).__name__}: {error}"
+        hint = "your own code raised this here, before anything was sent; the lines above show where"
+        if self.as_json:
+            print(encoded({"error": {"code": "user", "message": message, "hint": hint, "details": {}}}), flush=True)
+        self._sorry(message, hint)
 
     def _sorry(self, message: str, hint: str) -> None:
         self.note("error: " + " ".join(message.split()))

@@ -70,5 +70,8 @@ def after_drain(facts: Facts) -> Verdict:
 
 def delay(retries: Retries, already: int, dice: float) -> float:
     """Return the pause before the next attempt: exponential, capped, with full jitter where asked for."""
-    full = min(retries.initial_delay_s * retries.backoff**already, retries.max_delay_s)
+    try:
+        full = min(retries.initial_delay_s * retries.backoff**already, retries.max_delay_s)
+    except OverflowError:  # 100.0 ** 155
+        full = retries.max_delay_s if retries.initial_delay_s > 0 else 0.0
     return full * dice if retries.jitter else full
