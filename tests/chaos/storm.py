@@ -26,7 +26,7 @@ from aftermath import agent_pid, broken, check_no_slot_leaks, end, loaded, opene
 from rig import Server
 
 from apothic import ControlPlaneClient, Job
-from apothic.errors import ServerUnavailableError
+from apothic.errors import JobCancelledError, ServerUnavailableError
 from apothic.probe import EXIT_STATUS
 from apothic.protocol import messages as m
 from apothic.protocol import routes
@@ -46,7 +46,6 @@ class Promise:
     number: int
     key: str | None = None
     cancelled: bool = False
-    sent: bool = True
 
 
 @dataclass
@@ -176,7 +175,10 @@ class Storm:
         self._keep(job.job_id, Promise("steady", number))
         open_jobs.append(job.job_id)
         if dice.random() < 0.3:
-            assert job.wait(timeout_s=60) == [number * 2, baggage]
+            try:
+                assert job.wait(timeout_s=60) == [number * 2, baggage]
+            except JobCancelledError:
+                assert self.promises[job.job_id].cancelled
 
     def _reads(self, dice: random.Random, open_jobs: list[str]) -> None:
         with self._lock:

@@ -6,7 +6,7 @@ What a reader sees in the page is the convention:
     ```python             a program: saved under a name of its own and run; it must exit with 0
     ```console            commands after `$ `, typed into one shell that lives as long as the page; below each, what
                           it prints (stdout and stderr as a terminal mixes them)
-    ```sh                 a script for that same shell; every command must exit with 0
+    ```sh                 lines for that same shell; each must exit with 0
     ```text               what the `python` or `sh` fence before it prints
 
 `not-run` in the info string says that a fence is for reading only. Other languages are not looked at. In expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,12 @@ def follow(screen: Terminal, fence: Fence, before: Fence | None, printed: str) -
             _, got = screen.run(command)
             assert agree(expected, got), shown(fence, command, expected, got)
     elif fence.language == "sh":
-        status, got = screen.run(f"(set -e\n{fence.body})")
-        assert status == 0, shown(fence, fence.body, "", got)
-        return got
+        said = ""
+        for command in re.sub(r"\\\n", " ", fence.body).splitlines():
+            status, got = screen.run(command)
+            assert status == 0, shown(fence, command, "", got)
+            said += got
+        return said
     elif fence.language == "python":
         file = screen.work / (fence.file or f"line_{fence.line}.py")
         file.parent.mkdir(parents=True, exist_ok=True)

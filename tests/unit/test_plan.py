@@ -107,6 +107,15 @@ def test_an_idle_container_of_another_makes_room_the_longest_idle_first() -> Non
     ]  # fmt: skip
 
 
+def test_an_idle_container_that_has_work_of_its_own_is_not_stopped_to_make_room() -> None:
+    first, second = wanted(version=1, app="a"), wanted(version=2, app="b")
+    assert steps(first, second, seat("c2", 2), host(cpu=1.0)) == [Place(2, "c2", 1)]
+
+
+def test_a_host_that_is_away_still_counts_for_what_can_ever_run() -> None:
+    assert steps(wanted(cpu=3.0), host(cpu=2.0), Host("y", 4.0, 10_000, connected=False)) == []
+
+
 def test_what_works_is_not_stopped_to_make_room() -> None:
     for busy in (seat("c2", 2, taken=1), seat("c2", 2, state="starting"), seat("c2", 2, state="stopping")):
         assert steps(wanted(), busy, host(cpu=1.0)) == []

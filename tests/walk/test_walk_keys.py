@@ -103,7 +103,7 @@ async def test_a_key_of_one_function_sees_that_function_alone(stage: Stage, agen
     key = await stage.create_key("invoke:app/f")
     job = await stage.submit(mine, key=key)
     answer = await stage.ask(f"POST /v1/functions/{other}/jobs", {"args": []}, key=key)
-    assert answer.code == "auth"
+    assert (answer.status, answer.code) == (403, "auth")
     foreign = await stage.submit(other)
     for line in ("GET /v1/jobs/{}", "GET /v1/jobs/{}/result", "GET /v1/jobs/{}/logs", "POST /v1/jobs/{}/cancel",
                  "POST /v1/jobs/{}/retry"):  # fmt: skip

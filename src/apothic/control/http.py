@@ -114,7 +114,10 @@ class Http:
             return
         if route.body:
             fields |= _body(match, headers, await read_all(receive))
-        reply = await getattr(self._plane, route.name)(asker, _convert(route, fields))
+        try:
+            reply = await getattr(self._plane, route.name)(asker, _convert(route, fields))
+        except AuthError as error:  # the key is known by now, so it is good, but not for this
+            raise Refused(403, error) from error
         body = msgspec.msgpack.encode(reply) if asker.binary else msgspec.json.encode(reply)
         await respond(send, status_of(reply), body, MSGPACK if asker.binary else JSON)
 

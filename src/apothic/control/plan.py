@@ -34,6 +34,7 @@ class _Room:
 class _Planner:
     def __init__(self, picture: Picture) -> None:
         self.now = picture.now
+        self.wanted = {wanted.version for wanted in picture.wanted}
         self.hosts = picture.hosts
         self.seats = [seat for seat in picture.seats if seat.connected]
         self.lost_seats = [seat for seat in picture.seats if not seat.connected]
@@ -102,7 +103,7 @@ class _Planner:
     def _make_room(self, room: _Room, wanted: Wanted) -> bool:
         """Stop idle containers of others, longest idle first, if that makes room."""
         idle = sorted(
-            (s for s in self.seats if s.agent == room.host.agent and self._idle(s) and s.version != wanted.version),
+            (s for s in self.seats if s.agent == room.host.agent and self._idle(s) and s.version not in self.wanted),
             key=lambda s: (s.idle_since or 0.0, s.container),
         )
         chosen: list[Seat] = []
@@ -131,10 +132,10 @@ class _Planner:
         self.stopped.add(seat.container)
         self.steps.append(Stop(seat.container, reason))
 
-    def sweep(self, wanted: set[int]) -> None:
+    def sweep(self) -> None:
         """Stop what has been idle for long enough, or belongs to a deployment that is no longer live."""
         for seat in self.seats:
-            if not self._idle(seat) or seat.version in wanted:
+            if not self._idle(seat) or seat.version in self.wanted:
                 continue
             since = seat.idle_since if seat.idle_since is not None else self.now
             if not seat.current:
@@ -149,7 +150,7 @@ def plan(picture: Picture) -> list[Step]:
     held: dict[str, int] = {}
     for seat in picture.seats:
         held[seat.app] = held.get(seat.app, 0) + 1
-    planner.sweep({wanted.version for wanted in picture.wanted})
+    planner.sweep()
     for wanted in sorted(picture.wanted, key=lambda w: (held.get(w.app, 0), w.app, w.version)):
         planner.serve(wanted)
     return planner.steps

@@ -78,7 +78,7 @@ class ControlPlane:
             payload_limit=settings.payload_limit,
             inline_limit=settings.inline_limit,
         )
-        self.sessions = Sessions(self.fleet, welcome, probe)
+        self.sessions = Sessions(self.fleet, welcome, probe, clock)
         dispatcher = Dispatcher(
             self.jobs, clock, plan=plan, push=self.sessions.push, sign=self.keys.sign, ring=self.hub.ring,
             lease_s=settings.lease_s,

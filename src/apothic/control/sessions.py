@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from apothic.clock import Clock
+from apothic.errors import StorageFullError
 from apothic.probe import Probe
 from apothic.protocol.session import (
     Acknowledge,
@@ -59,8 +61,9 @@ class Session:
 class Sessions:
     """All sessions by agent. What is pushed to an agent that is not here is dropped: its next hello sets it right."""
 
-    def __init__(self, fleet: Fleet, welcome: Welcome, probe: Probe) -> None:
+    def __init__(self, fleet: Fleet, welcome: Welcome, probe: Probe, clock: Clock) -> None:
         self._fleet = fleet
+        self._clock = clock
         self._welcome = welcome
         self._probe = probe
         self._sessions: dict[str, Session] = {}
@@ -152,4 +155,13 @@ class Sessions:
             del self._sessions[session.agent]
             self.changed.set()
             log.info("session.ended agent=%s", session.agent)
-            await self._fleet.disconnected(session.agent)
+            await self._disconnected(session.agent)
+
+    async def _disconnected(self, agent: str) -> None:
+        """Tell the store, once it can be told: an agent that seems connected would be given jobs, and lose them."""
+        while agent not in self._sessions:
+            try:
+                await self._fleet.disconnected(agent)
+                return
+            except StorageFullError:
+                await self._clock.sleep(1.0)

@@ -1,0 +1,29 @@
+"""The app behind the reference page's tests."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import apothic
+
+app = apothic.App("page")
+
+
+@app.function(timeout_s=120, retries=apothic.Retries(2, initial_delay_s=0.1), max_containers=2)
+def double(number: int) -> int:
+    print("doubling", number)
+    return 2 * number
+
+
+@app.function()
+@apothic.concurrent(max_inputs=3)
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+@app.function()
+def held(gate: str) -> str:
+    while not Path(gate).exists():
+        time.sleep(0.01)
+    return "let go"
