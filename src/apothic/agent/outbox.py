@@ -101,11 +101,25 @@ class Outbox:
             if self._timer is not None:
                 self._timer.cancel()
             self._soon = True
-            self._timer = asyncio.get_running_loop().call_soon(self.flush)
+            self._timer = asyncio.get_running_loop().call_soon(self._flush_ended)
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(TOGETHER_S, self.flush)
 
     # --- what goes out
+
+    def _flush_ended(self) -> None:
+        """Make frames of what somebody waits for.
+
+        That a job has begun can wait for its own end: the next one begins in the very turn in which this one ends, and
+        would have cost each job two reports.
+        """
+        begun = {t: s for t, s in self._waiting.items() if s.began and not s.lines and s.outcome is None}
+        for token in begun:
+            del self._waiting[token]
+        self.flush()
+        if begun:
+            self._waiting |= begun
+            self._schedule(soon=False)
 
     def flush(self) -> None:
         """Make frames of everything that waits."""
@@ -162,10 +176,10 @@ class Outbox:
         return told + [story.lease for story in self._waiting.values() if story.outcome is not None]
 
     def ended_containers(self) -> list[ContainerNews]:
-        """Return the containers whose end is told and not yet acknowledged, as they were before it."""
+        """Return the containers whose end is told and not yet acknowledged."""
         told = [name for kept in self._kept for name in kept.gone]
         told += [news.id for news in self._containers if news.state == "gone"]
-        return [ContainerNews(id=name, state="starting") for name in told]
+        return [ContainerNews(id=name, state="stopping") for name in told]
 
     @property
     def full(self) -> bool:

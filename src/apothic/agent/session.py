@@ -171,6 +171,7 @@ class Agent:
             # What has ended but was not acknowledged counts as held: the frames that tell it come right after.
             containers=[*(containers.news() if containers is not None else []), *self._outbox.ended_containers()],
             leases=[*(containers.leases() if containers is not None else []), *self._outbox.ended_leases()],
+            leaving=self._departure is not None,
         )
 
     def _welcomed(self, welcome: Welcome, server: Server, said_at: float) -> None:
@@ -230,9 +231,12 @@ class Agent:
     async def _renew(self, every_s: float) -> None:
         while True:
             await self._clock.sleep(every_s)
-            self._renewals += 1
-            self._sent_at[self._renewals] = self._clock.monotonic()
-            self._post(_encode(Renew(number=self._renewals)))
+            self._renew_now()
+
+    def _renew_now(self) -> None:
+        self._renewals += 1
+        self._sent_at[self._renewals] = self._clock.monotonic()
+        self._post(_encode(Renew(number=self._renewals, leaving=self._departure is not None)))
 
     # --- the end of a lease, and of the agent
 
@@ -253,6 +257,7 @@ class Agent:
 
     async def _depart(self, reason: str) -> None:
         if self._containers is not None and self._welcome is not None:
+            self._renew_now()  # before anything is given back: it must not come here again
             await self._containers.drain(reason, self._welcome.grace_s)
             until = self._clock.monotonic() + max(LAST_WORDS_S, self._welcome.grace_s)
             while (self._containers.leases() or not self._outbox.empty) and self._clock.monotonic() < until:

@@ -15,7 +15,12 @@ def key() -> None:
 
 @key.command()
 @click.argument("name")
-@click.option("--scope", "scopes", multiple=True, help="What it may do: admin (default), deploy, invoke, read.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    help="What it may do: admin (default), deploy, invoke, invoke:APP/FUNCTION, read:jobs, logs, cancel or worker.",
+)
 @click.option("--expires-in-s", type=click.FloatRange(min=0, min_open=True), help="Seconds until it ends by itself.")
 @reaching
 @click.pass_obj

@@ -177,6 +177,7 @@ async def _stop(
     """Let the agents finish what they can within the grace; then end the loops."""
     for task in loops[1:]:
         task.cancel()
+    control.db.last_word = None  # what is given back waits for the next server
     control.sessions.leave("the server stops")
     until = clock.monotonic() + grace_s + 10.0
     while len(control.sessions) and clock.monotonic() < until:

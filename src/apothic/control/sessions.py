@@ -142,7 +142,7 @@ class Sessions:
                 self._probe.reach("report.reply")
                 session.push(Acknowledge(number=frame.number))
             else:
-                await self._fleet.renew(session.agent)
+                await (self._fleet.leaving if frame.leaving else self._fleet.renew)(session.agent)
                 dead, session.dead = sorted(session.dead), set()
                 session.push(Renewed(number=frame.number, dead_leases=dead))
         except Exception:

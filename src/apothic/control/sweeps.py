@@ -16,21 +16,30 @@ log = logging.getLogger("apothic.control")
 # A lost lease, a passed deadline and an idle container are noticed within this. An idle sweep writes nothing, so it
 # costs no sync.
 PERIOD_S = 1.0
+# A process that was stopped, or whose machine slept, has renewals waiting in its sockets: its own absence is nobody's
+# silence. A busy loop is late by a few ms.
+LATE_S = 0.5
 # An embedded server that nobody uses ends by itself after this long.
 IDLE_S = 15 * 60.0
 
 
 async def sweep(jobs: Jobs, fleet: Fleet, clock: Clock) -> None:
     """Sweep for ever. A failed round (a full disk, say) is logged, and the next one tries again."""
+    pause, due_at = PERIOD_S, clock.monotonic()
     while True:
+        late_s = clock.monotonic() - due_at
         pause = PERIOD_S
         try:
+            if late_s > LATE_S:
+                log.warning("sweep.overslept seconds=%.1f", late_s)
+                await fleet.overslept(late_s)
             await jobs.expire()
             due = await fleet.sweep()
             if due is not None:
                 pause = min(pause, max(due - clock.now(), 0.01))
         except Exception:
             log.exception("sweep.failed")
+        due_at = clock.monotonic() + pause
         await clock.sleep(pause)
 
 

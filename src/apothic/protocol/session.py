@@ -35,10 +35,13 @@ class Lease(Struct, frozen=True, kw_only=True):
 
 
 class ContainerNews(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How a container stands now. `failure` says why one that never became ready is gone."""
+    """How a container stands now. `failure` says why one that never became ready is gone.
+
+    In a hello, `stopping` is one that takes no more work, or whose end is told by a frame that comes right after.
+    """
 
     id: str
-    state: Literal["starting", "ready", "gone"]
+    state: Literal["starting", "ready", "stopping", "gone"]
     pid: int = 0
     failure: Failure | None = None
 
@@ -55,6 +58,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
     gpus: list[str] = []
     containers: list[ContainerNews] = []
     leases: list[Lease] = []
+    leaving: bool = False  # I finish what I have, and take no more
 
 
 class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -99,9 +103,10 @@ class Reports(Struct, frozen=True, kw_only=True, tag="reports", omit_defaults=Tr
 
 
 class Renew(Struct, frozen=True, kw_only=True, tag="renew"):
-    """All my leases, for another term."""
+    """All my leases, for another term. `leaving`: I finish what I have, and take no more."""
 
     number: int
+    leaving: bool = False
 
 
 Upward = Hello | Reports | Renew

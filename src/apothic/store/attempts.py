@@ -68,6 +68,9 @@ class Moves:
             self.tx.run("touch_report", job=job["seq"], seq=report.seq)
             self._append_lines(job, report.lines)
         else:
+            if report.outcome.requeue is not None and not report.outcome.behind:
+                # It takes no more work; without this it would be given the same job over and over until it is gone.
+                self.tx.run("container_stopping", id=job["container_id"])
             self.end(job, report.outcome, report.lines, monotonic, status=status)
         return True
 

@@ -55,7 +55,7 @@ class Blobs:
             await asyncio.to_thread(_name, temporary, target)
             self._probe.reach("blob.after")
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise StorageFullError(hint="free some space in the data directory and send it again") from error
             raise
         finally:

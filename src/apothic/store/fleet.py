@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -71,13 +72,15 @@ class Fleet:
             for container in known:
                 for job in tx.all("leased_jobs_of_container", container_id=container):
                     if job["token"] not in held:
-                        moves.end(job, Outcome(requeue="the agent was never told"), [], now)
+                        moves.end(job, _unheld(job, "the agent was never told"), [], now)
             for container in known - has:
                 self._container_gone(tx, moves, container, None)
             for news in hello.containers:
                 if news.id in known:
                     self._container_news(tx, moves, news)
             tx.run("renew_leases", agent_id=hello.agent, expires_at=now + self._lease_s)
+            if hello.leaving:
+                tx.run("disconnect_agent", id=hello.agent, gone_at=now + self._lease_s)
             alive = {row["token"] for row in tx.all("tokens_of_agent", agent_id=hello.agent)}
             tx.queue_changed = True
             cancelling = tx.all("cancelling", agent_id=hello.agent)
@@ -116,6 +119,25 @@ class Fleet:
         """Note that a session ended; the agent has a lease's time to come back."""
         gone_at = self._clock.monotonic() + self._lease_s
         await self._db.write(lambda tx: tx.run("disconnect_agent", id=agent_id, gone_at=gone_at))
+
+    async def leaving(self, agent_id: str) -> None:
+        """Give a leaving agent nothing more, and all its leases another term: it counts as away, but still reports."""
+
+        def write(tx: Tx) -> None:
+            until = self._clock.monotonic() + self._lease_s
+            tx.run("agent_leaving", id=agent_id, gone_at=until)
+            tx.run("renew_leases", agent_id=agent_id, expires_at=until)
+
+        await self._db.write(write)
+
+    async def overslept(self, by_s: float) -> None:
+        """Put every term off: this control plane itself stood still for so long, and heard nobody."""
+
+        def write(tx: Tx) -> None:
+            tx.run("put_off_leases", by=by_s)
+            tx.run("put_off_agents", by=by_s)
+
+        await self._db.write(write)
 
     async def dead(self, host: str, pid: int) -> None:
         """Bury an agent whose process is known to be dead, without waiting for its leases to run out."""
@@ -185,6 +207,8 @@ class Fleet:
             tx.run("container_ready", id=news.id, now=self._clock.monotonic())
             tx.run("container_idle", id=news.id, now=self._clock.monotonic())
             self._proved(tx, news.id)
+        elif news.state == "stopping":
+            tx.run("container_stopping", id=news.id)
         elif news.state == "gone":
             self._container_gone(tx, moves, news.id, news.failure)
         tx.queue_changed = True
@@ -201,7 +225,7 @@ class Fleet:
             return
         now = self._clock.monotonic()
         for job in tx.all("leased_jobs_of_container", container_id=container_id):
-            outcome = Outcome(failure=failure) if failure is not None else Outcome(requeue="its container is gone")
+            outcome = Outcome(failure=failure) if failure is not None else _unheld(job, "its container is gone")
             moves.end(job, outcome, [], now)
         tx.run("delete_container", id=container_id)
         # Whatever the container did wrong fails the deployment, at the first try: trying a module that ends its process
@@ -213,6 +237,11 @@ class Fleet:
 
     def _ring_later(self, tx: Tx, deployment: str) -> None:
         tx.then(lambda: self._ring(deployment))
+
+
+def _unheld(job: sqlite3.Row, why: str) -> Outcome:
+    """Return the end of an attempt that its agent does not have: one that has run was lost, another never began."""
+    return Outcome(requeue=why) if job["status"] == Status.STARTING else Outcome(failure=lost(why))
 
 
 def lost(why: str) -> Failure:

@@ -6,6 +6,15 @@ ON CONFLICT (id) DO UPDATE SET connected = 1, gone_at = NULL;
 -- disconnect_agent: its session ended; it has until gone_at to come back
 UPDATE agents SET connected = 0, gone_at = :gone_at WHERE id = :id AND connected = 1;
 
+-- agent_leaving: it finishes what it has; each time it says so it gets another term
+UPDATE agents SET connected = 0, gone_at = :gone_at WHERE id = :id;
+
+-- put_off_agents: the control plane itself was away
+UPDATE agents SET gone_at = gone_at + :by WHERE gone_at IS NOT NULL;
+
+-- put_off_leases: the control plane itself was away
+UPDATE leases SET expires_at = expires_at + :by;
+
 -- disconnect_agents: a new control plane starts with no session
 UPDATE agents SET connected = 0, gone_at = :gone_at;
 
