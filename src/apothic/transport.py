@@ -350,7 +350,10 @@ def _seconds(text: str) -> float:
 
 async def _library() -> Any:
     """Import aiohttp, beside the loop: 0.1 s is long for others who use it, and `import apothic` is light without."""
-    return sys.modules.get("aiohttp") or await asyncio.to_thread(importlib.import_module, "aiohttp")
+    found = sys.modules.get("aiohttp")
+    if found is not None and not getattr(found.__spec__, "_initializing", False):
+        return found
+    return await asyncio.to_thread(importlib.import_module, "aiohttp")  # which waits for another thread's import
 
 
 def _limits(wait_s: float) -> Any:

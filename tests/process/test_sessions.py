@@ -80,10 +80,11 @@ def scene(tmp_path: Path, *, alone: bool = False, **settings: float) -> Iterator
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     with contextlib.ExitStack() as stack:
+        lock = stack.enter_context((data_dir / "agent.lock").open("w"))
         if alone:  # for the server, somebody else has the agent of this data directory
-            lock = stack.enter_context((data_dir / "agent.lock").open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX)
         server = stack.enter_context(serving(data_dir, **({"lease_s": 30, "grace_s": 1} | settings)))
+        stack.callback(lock.close)
         client = server.client()
         app = stack.enter_context(loaded(tmp_path, "patient", PATIENT, client))
         gate = tmp_path / "gate"
@@ -191,7 +192,7 @@ class Wire:
         self._pairs: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
-        self.base_url = "http://127.0.0.1:%d" % self._listener.getsockname()[1]
+        self.base_url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.connections = 0
 
     def cut(self) -> None:
@@ -268,19 +269,22 @@ def remote_agent(it: Scene, url: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_cut_connection_is_taken_up_again(tmp_path: Path) -> None:
-    with scene(tmp_path, alone=True, lease_s=4) as it, contextlib.closing(Wire(it.server.base_url)) as wire:
-        with remote_agent(it, wire.base_url) as agent:
-            job = it.begun(lines=300)
-            for _ in range(3):
-                before = wire.connections
-                wire.cut()
-                until(lambda: not any(one.connected for one in agents(it.client)), what="the cut")
-                wire.mend()
-                until(lambda: wire.connections > before, what="a new connection")
-                until(lambda: any(one.connected for one in agents(it.client)), what="the agent")
-            assert [one.pid for one in agents(it.client)] == [agent.pid]
-            it.gate.touch()
-            it.check_whole(job, lines=300)
+    with (
+        scene(tmp_path, alone=True, lease_s=4) as it,
+        contextlib.closing(Wire(it.server.base_url)) as wire,
+        remote_agent(it, wire.base_url) as agent,
+    ):
+        job = it.begun(lines=300)
+        for _ in range(3):
+            wire.connections = 0
+            wire.cut()
+            until(lambda: not any(one.connected for one in agents(it.client)), what="the cut")
+            wire.mend()
+            until(lambda: wire.connections, what="a new connection")
+            until(lambda: any(one.connected for one in agents(it.client)), what="the agent")
+        assert [one.pid for one in agents(it.client)] == [agent.pid]
+        it.gate.touch()
+        it.check_whole(job, lines=300)
 
 
 def test_a_remote_agent_ends_its_jobs_itself_when_the_server_is_gone(tmp_path: Path) -> None:

@@ -230,3 +230,10 @@ def test_garbage_is_never_a_500(bodies: list[Any], queries: list[Any]) -> None:
                 await stage.close()
 
     asyncio.run(throw())
+
+
+async def test_a_field_that_nobody_knows_is_refused(stage: Stage) -> None:
+    answer = await stage.ask("POST /v1/keys", {"name": "x", "colour": 1})
+
+    assert (answer.status, answer.code) == (400, "invalid_request")
+    assert "colour" in answer.json()["error"]["message"]

@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import uvloop
 
@@ -20,7 +21,7 @@ from apothic.agent.session import Agent
 from apothic.agent.tree import end_marked
 from apothic.clock import Clock, SystemClock
 from apothic.config import Settings
-from apothic.errors import AuthError
+from apothic.errors import AuthError, ConfigError
 
 _log = logging.getLogger("apothic.agent")
 
@@ -45,6 +46,8 @@ def main(settings: Settings, *, url: str | None, key: str | None, local: bool) -
             _clear(home)
             _serve(LocalRoute(settings.data_dir), home, clock)
         return
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise ConfigError(f"{url!r} is no URL of a control plane", hint="give one such as http://192.168.1.5:8700")
     shown = key or settings.api_key
     if shown is None:
         raise AuthError("an agent needs a key", hint="make one with `apothic key create` and pass it with --key")
@@ -54,7 +57,10 @@ def main(settings: Settings, *, url: str | None, key: str | None, local: bool) -
     finally:
         shutil.rmtree(home, ignore_errors=True)
     if refused is not None:
-        raise AuthError(f"the control plane refuses this agent: {refused}", hint="check --url and --key")
+        raise AuthError(
+            f"the control plane at {url} refuses this agent's key: {refused}",
+            hint="make one there with `apothic key create NAME --scope worker`",
+        )
 
 
 def _clear(home: Path) -> None:

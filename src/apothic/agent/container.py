@@ -51,6 +51,7 @@ class Container:
         self._seats = start.function.options.inputs_at_once
         self._limit = start.function.options.memory_mb * 1024 * 1024
         self._waiting: deque[Attempt] = deque()
+        self._shipping = 0
         self._behind: asyncio.TimerHandle | None = None
         self._ends = 0  # of jobs, to tell whether there was any within a while
         self._process: Process | None = None
@@ -128,7 +129,7 @@ class Container:
 
     def feed(self) -> None:
         """Begin what can begin."""
-        while self.state == "ready" and not self._exiting and self._waiting and len(self.running) < self._seats:
+        while self.state == "ready" and not self._exiting and self._waiting and self._busy < self._seats:
             if self._waiting[0].fetching is not None:
                 return  # first in, first out: its input is on its way
             attempt = self._waiting.popleft()
@@ -146,7 +147,7 @@ class Container:
     def _give_back(self, ends: int) -> None:
         """Give back what waits behind a job that runs long, so that another container may have it."""
         self._behind = None
-        if self._ends == ends and len(self.running) >= self._seats:
+        if self._ends == ends and self._busy >= self._seats:
             while self._waiting:
                 self._waiting.popleft().end(Outcome(requeue="it waited behind a long job", behind=True))
         self.feed()
@@ -269,11 +270,22 @@ class Container:
         # Only the name is believed: what a container says is what user code may say.
         path = self._home / "files" / Path(frame.path).name if isinstance(frame, Done) and frame.path else None
         if outcome.value is not None and path is not None:
+            self._shipping += 1
             self._site.ship(attempt, outcome, path)
         else:
             attempt.end(outcome)
         self.feed()
         self._maybe_idle()
+
+    def shipped(self) -> None:
+        """Take note that a large result is stored and its job's end told."""
+        self._shipping -= 1
+        self.feed()
+
+    @property
+    def _busy(self) -> int:
+        # A job whose result is on its way still runs, for all but us: the next one waits until its end is told.
+        return len(self.running) + self._shipping
 
     def _maybe_idle(self) -> None:
         if not self.running and not self._waiting:

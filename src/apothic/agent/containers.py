@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import logging
 import os
@@ -194,9 +195,10 @@ class Containers:
         except (ApothicError, OSError) as error:
             message = f"the input could not be fetched: {error}"
             # A full disk here says nothing against the input.
-            kind: FailureKind = "worker_lost" if isinstance(error, OSError) else "serialization"
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            kind: FailureKind = "worker_lost" if full else "serialization"
             failure = attempt.failure(kind, type(error).__name__, message)
-            failure = _retriable(failure) if kind == "worker_lost" else failure
+            failure = _retriable(failure) if full else failure
             attempt.fetching = None
             container.fail_waiting(attempt, failure)
             return
@@ -204,13 +206,14 @@ class Containers:
         container.feed()
 
     def _ship(self, attempt: Attempt, outcome: Outcome, path: Path) -> None:
-        """Store a large result, then tell the outcome. The container is free meanwhile."""
+        """Store a large result, then tell the outcome. The container may end meanwhile."""
         kept = self._files / f"out-{os.getpid()}-{next(self._numbers)}"
         try:
             path.rename(kept)  # out of the container's directory, which may end before we are done
         except OSError as error:
             message = f"the file with the result is not there: {error}"
             attempt.end(Outcome(failure=attempt.failure("serialization", type(error).__name__, message)))
+            self._shipped(attempt)
             return
         attempt.release()
         attempt.close_log()
@@ -227,6 +230,12 @@ class Containers:
         finally:
             path.unlink(missing_ok=True)  # noqa: ASYNC240
         attempt.tell(outcome)
+        self._shipped(attempt)
+
+    def _shipped(self, attempt: Attempt) -> None:
+        container = self.live.get(attempt.given.container)
+        if container is not None:
+            container.shipped()
 
 
 def _retriable(failure: Failure) -> Failure:

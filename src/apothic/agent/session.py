@@ -66,6 +66,7 @@ class Agent:
         self._containers: Containers | None = None
         self._welcome: Welcome | None = None
         self._met = False
+        self._trouble = ""
         self._live = False  # welcomed: frames may go out
         self._outgoing: deque[bytes] = deque()
         self._wake = asyncio.Event()
@@ -108,7 +109,7 @@ class Agent:
                 except (aiohttp.ClientError, OSError, TimeoutError) as error:
                     if self._is_refusal(error):
                         return
-                    _log.debug("no session: %s", error)
+                    self._complain(f"no session with {server.base_url}: {error}")
                 except msgspec.MsgspecError as error:
                     _log.error("a frame cannot be read, starting anew: %s", error)
             tries = 0 if answered else tries + 1
@@ -117,11 +118,17 @@ class Agent:
     def _is_refusal(self, error: Exception) -> bool:
         refused = isinstance(error, aiohttp.WSServerHandshakeError) and error.status in (401, 403, 426)
         if refused:
-            _log.warning("the control plane refuses us: %s", error)
+            self._complain("the control plane refuses our key: it is wrong, expired, revoked, or no agent's")
             if not self._route.local and not self._met:
-                self.refused = str(error)
+                self.refused = "it is wrong, expired, revoked, or no agent's"
                 return True
         return False
+
+    def _complain(self, trouble: str) -> None:
+        """Say what keeps us from a session: once, however often it is tried."""
+        if trouble != self._trouble:
+            _log.warning("%s", trouble)
+            self._trouble = trouble
 
     async def _converse(self, http: aiohttp.ClientSession, server: Server) -> bool:
         """Hold one session to its end; return whether we were welcome."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apothic.clock import SystemClock
 from apothic.errors import ConfigError, ConflictError
 
 SERVER_LOCK, AGENT_LOCK = "server.lock", "agent.lock"
@@ -77,11 +78,15 @@ def end(pid: int, seconds: float) -> None:
     try:
         process = psutil.Process(pid)
         process.send_signal(signal.SIGTERM)
-        process.wait(seconds)
+        clock = SystemClock()
+        until = clock.monotonic() + seconds
+        # A zombie has ended; that its parent has not asked for its status is not our affair.
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            if clock.monotonic() > until:
+                raise ConflictError(f"process {pid} is still there after {seconds:g} s", hint=f"kill -9 {pid}")
+            clock.pause(0.02)
     except psutil.NoSuchProcess:
         return
-    except psutil.TimeoutExpired:
-        raise ConflictError(f"process {pid} is still there after {seconds:g} s", hint=f"kill -9 {pid}") from None
 
 
 def port_holder(port: int) -> str:

@@ -71,6 +71,14 @@ async def _upload(
     await asyncio.gather(*(work() for _ in range(UPLOADS)))
 
 
+def _hint(failure: m.Failure | None) -> str:
+    if failure is not None and failure.kind == "unsatisfiable":
+        return "ask for less with cpu=, memory_mb= or gpu=, or join an agent that has it"
+    if failure is not None and failure.type.endswith("ConfigError"):
+        return "leave that function out until a version that runs it"
+    return "its modules must import where the agent runs; only the app's own package or file travels"
+
+
 def _failed(view: m.DeploymentView) -> NotDeployedError:
     failure = view.failure
     what = f"{failure.type}: {failure.message}".rstrip(": ") if failure is not None else f"it is {view.status}"
@@ -78,7 +86,7 @@ def _failed(view: m.DeploymentView) -> NotDeployedError:
     tail = "\n".join(f"  {line}" for line in log.splitlines()[-_LOG_LINES:])
     error = NotDeployedError(
         f"app {view.app!r} did not start: {what}" + (f"\nthe end of its start-up log:\n{tail}" if tail else ""),
-        hint="its modules must import where the agent runs; only the app's own package or file travels",
+        hint=_hint(failure),
         details={"deployment_id": view.id, "startup_log": log},
     )
     if failure is not None and failure.traceback:

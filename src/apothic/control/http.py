@@ -307,6 +307,9 @@ def _body(match: _Match, headers: dict[str, str], body: bytes) -> dict[str, Any]
         return {match.route.body: decoded}
     if not isinstance(decoded, dict):
         raise InvalidRequestError("the body is not an object")
+    unknown = set(map(str, decoded)) - set(match.types)
+    if unknown:
+        raise InvalidRequestError(f"{match.route.path} knows no field {', '.join(sorted(unknown))}")
     foreign = set(map(str, decoded)) & (match.query | set(match.route.in_path))
     if foreign:
         raise InvalidRequestError(f"{', '.join(sorted(foreign))}: belongs in the path or the query, not in the body")

@@ -64,7 +64,10 @@ _KINDS: dict[FailureKind, tuple[type[JobError], str]] = {
     "user": (RemoteError, ""),
     "timeout": (JobTimedOutError, "give the function a larger timeout_s, or less to do at once"),
     "cancelled": (JobCancelledError, ""),
-    "worker_lost": (WorkerLostError, "its last output is below, and whole in the job's logs; retries= tries again"),
+    "worker_lost": (
+        WorkerLostError,
+        "its last output is below, and whole in the job's logs; it was tried again, unless at_most_once",
+    ),
     "oom": (OutOfMemoryError, "give the function a larger memory_mb, or less to do at once"),
     "expired": (QueueDeadlineError, "allow more time in the queue (expires_in_s), or more containers"),
     "deadlock": (DeadlockError, "raise max_containers, or do not wait inside a job for jobs of the same function"),

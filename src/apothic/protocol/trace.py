@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
+from apothic.errors import ApothicError
 from apothic.protocol.pickling import type_name
 
 MESSAGE_LIMIT = 8_000  # characters
@@ -30,9 +31,12 @@ def name_of(kind: type) -> str:
 
 
 def message_of(exc: BaseException) -> str:
-    """Return `str(exc)`, cut with a note past 8,000 characters; what can be told when it raises."""
+    """Return `str(exc)`, cut with a note past 8,000 characters; what can be told when it raises.
+
+    Of an error of ours only the message: its hint is for whoever caught it.
+    """
     try:
-        text = str(exc)
+        text = str(exc.message if isinstance(exc, ApothicError) else exc)
     except BaseException as error:
         text = f"<its message cannot be read: __str__ raised {name_of(type(error))}>"
     return cut(text, MESSAGE_LIMIT)
