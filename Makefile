@@ -42,8 +42,8 @@ test: install ## every test; storms in their short form
 bench: install ## measure, beside named floors, in one run
 	$(BIN)/python -m bench
 
-soak: install ## the storms in full; SEED=n repeats one
-	$(BIN)/python -m pytest -m soak -o timeout=0 -s tests/chaos tests/process
+soak: install ## the storms in full, each with its seed; see tests/chaos
+	$(BIN)/python -m pytest -m soak -o timeout=0 -s tests
 
 clean: ## remove what was made here
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

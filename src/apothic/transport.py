@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import importlib
 import os
 import random
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -131,10 +132,15 @@ class Transport:
             }
             url = self.base_url + _form(routes.PUT_BLOB).path(Blob(sha256=sha256))
             data = source if isinstance(source, bytes) else _chunks_of(source)
-            async with session.put(url, data=data, headers=headers, timeout=_streaming()) as answer:
-                body = await answer.read()
-                self._check(answer.status, answer.headers, body, routes.PUT_BLOB)
-                return _decode(BlobView, answer.headers.get("Content-Type", ""), body)
+            try:
+                async with session.put(url, data=data, headers=headers, timeout=_streaming()) as answer:
+                    body = await answer.read()
+                    self._check(answer.status, answer.headers, body, routes.PUT_BLOB)
+                    return _decode(BlobView, answer.headers.get("Content-Type", ""), body)
+            finally:
+                if not isinstance(data, bytes):
+                    with contextlib.suppress(RuntimeError):  # it is being cancelled, which closes it as well
+                        await data.aclose()  # a lost connection leaves it standing, its file open
 
         return await self._persist(routes.PUT_BLOB, once, timeout_s)
 
@@ -371,7 +377,7 @@ def _streaming() -> Any:
 # --- files ------------------------------------------------------------------------------------------------------
 
 
-async def _chunks_of(path: Path) -> AsyncIterator[bytes]:
+async def _chunks_of(path: Path) -> AsyncGenerator[bytes, None]:
     with path.open("rb") as source:
         while chunk := await asyncio.to_thread(source.read, CHUNK):
             yield chunk

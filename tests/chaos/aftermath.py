@@ -76,6 +76,14 @@ def mentions(data_dir: Path) -> list[psutil.Process]:
     return found
 
 
+def gone(pid: int) -> bool:
+    """Tell whether a process has ended; who has to collect it may be this process, which adopts orphans for a test."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 def agent_pid(client: ControlPlaneClient) -> int:
     """Wait for a connected agent; return its process."""
     return int(until(lambda: [one.pid for one in agents(client) if one.connected], what="an agent")[0])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from aftermath import agent_pid, broken, check_no_slot_leaks, loaded, mentions, rows
+from aftermath import agent_pid, broken, check_no_slot_leaks, job_of, loaded, mentions, rows, until
 from rig import Server
 
 from apothic import ControlPlaneClient, Job
@@ -19,9 +19,21 @@ from apothic.protocol import messages as m
 from apothic.protocol import routes
 
 APP = """
+import os
+import time
+
 import apothic
 
 app = apothic.App("tiny")
+
+
+@app.function()
+def talk(gate: str) -> None:
+    print("ready", flush=True)
+    while not os.path.exists(gate):
+        time.sleep(0.01)
+    for number in range(40):
+        print(number, "y" * 30_000)
 
 
 @app.function(max_containers=1)
@@ -87,8 +99,11 @@ def test_a_full_disk_is_named_and_nothing_is_lost(
         client = server.client()
         with loaded(tmp_path, "tiny", APP, client) as module:
             assert module.length.remote("abc") == 3
-            function = client.ask_blocking(routes.FIND_FUNCTIONS, m.FindFunctions(app="tiny")).functions[0].id
-            agent = agent_pid(client)
+            found = client.ask_blocking(routes.FIND_FUNCTIONS, m.FindFunctions(app="tiny", name="length"))
+            function, agent = found.functions[0].id, agent_pid(client)
+            gate = tmp_path / "gate"
+            talks = module.talk.spawn(str(gate))
+            until(talks.logs, what="its first line")
 
             taken, error = fill(client, function)
             with pytest.raises(StorageFullError) as blob:
@@ -100,15 +115,25 @@ def test_a_full_disk_is_named_and_nothing_is_lost(
             assert client.ask_blocking(routes.HEALTHZ, m.ShowHealth()).pid == server.pid
             assert client.ask_blocking(routes.SHOW_JOB, m.ShowJob(job=taken[0])).id == taken[0]
 
+            gate.touch()
+            if small is small_files:  # on a full device, the log has no room to tell it
+                until(lambda: "session.refused" in server.log(), what="a report that finds no room")
+            assert job_of(client, talks.job_id).status == "running"
+
+            assert "Traceback" not in server.log()
+
             make_room()
 
+            talks.wait(timeout_s=60)
+            assert [line.split()[0] for line in talks.logs()] == ["ready", *map(str, range(40))]
+            assert job_of(client, talks.job_id).attempt == 1
             assert module.length.remote("once more") == 9
             assert [Job(job, client).wait(timeout_s=60) for job in taken] == [50_000] * len(taken)
             assert module.length.remote("x" * 5 * MIB) == 5 * MIB
             assert agent_pid(client) == agent
             check_no_slot_leaks(server, client)
             # Each function prints one line each time it runs.
-            printed = "SELECT count(*) FROM events WHERE type = 'job.log' GROUP BY job"
+            printed = "SELECT count(*) FROM events WHERE type = 'job.log' GROUP BY job HAVING count(*) < 40"
             assert rows(server.data_dir, printed) == [(1,)] * (len(taken) + 3)
     assert mentions(server.data_dir) == []
     if small is small_files:

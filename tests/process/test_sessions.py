@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from chaos.aftermath import agent_pid, agents, broken, check_no_slot_leaks, job_of, loaded, mentions, rows, until
+from chaos.aftermath import agent_pid, agents, broken, check_no_slot_leaks, gone, job_of, loaded, mentions, rows, until
 from rig import Server, end_leftovers, environment, serving
 
 from apothic import ControlPlaneClient, Job
@@ -141,7 +141,7 @@ def test_a_killed_agent_is_replaced_at_once_and_its_jobs_are_tried_again(tmp_pat
         container = int(job.logs()[0].split()[1])
         before = agent_pid(it.client)
         psutil.Process(before).kill()
-        until(lambda: not psutil.pid_exists(container), what="the end of its container")
+        until(lambda: gone(container), what="the end of its container")
         it.gate.touch()
         assert job.wait(timeout_s=40) == 2
         (crashes,) = rows(it.server.data_dir, "SELECT crashes FROM jobs WHERE id = ?", job.job_id)[0]
@@ -294,7 +294,7 @@ def test_a_remote_agent_ends_its_jobs_itself_when_the_server_is_gone(tmp_path: P
             container = int(job.logs()[0].split()[1])
             assert psutil.Process(container).ppid() == agent.pid
             wire.cut()
-            until(lambda: not psutil.pid_exists(container), 20, "the end of its container")
+            until(lambda: gone(container), 20, "the end of its container")
             assert agent.poll() is None
             wire.mend()
             it.gate.touch()

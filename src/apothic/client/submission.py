@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from apothic.client.connection import ControlPlaneClient
 from apothic.client.job import POLL_S, Job
 from apothic.clock import SystemClock
-from apothic.errors import ConfigError, NotFoundError, QueueFullError
+from apothic.errors import ConfigError, NotFoundError, PayloadTooLargeError, QueueFullError
 from apothic.protocol import messages as m
 from apothic.protocol import routes, values
 from apothic.protocol.specs import Retries
@@ -106,7 +106,13 @@ async def send_value(client: ControlPlaneClient, envelope: Envelope, timeout_s: 
     """Return the message form of packed arguments, their bytes uploaded first when they are in a file."""
     packed = envelope.packed
     if envelope.file is not None and packed.sha256 is not None:
-        await client.upload(envelope.file, packed.sha256, packed.size, timeout_s=timeout_s)
+        try:
+            await client.upload(envelope.file, packed.sha256, packed.size, timeout_s=timeout_s)
+        except PayloadTooLargeError as error:
+            # The server knows neither what the bytes are nor, when it gives up, how many there would be.
+            raise PayloadTooLargeError(
+                size=packed.size, limit=error.limit, what="what the arguments pack to", hint=error.hint
+            ) from None
     return values.to_wire(packed, binary=True)
 
 

@@ -57,7 +57,9 @@ class _Planner:
         owned = [s for s in mine if s.state != "stopping"]
         owned += [s for s in self.lost_seats if s.version == wanted.version]
         unfinished = wanted.due + sum(seat.taken for seat in owned)
-        target = min(wanted.max_containers, ceil(unfinished / wanted.per_container))
+        # Those of an agent that leaves still stand, but do nothing more.
+        ending = sum(seat.state == "stopping" for seat in owned)
+        target = min(wanted.max_containers, ceil(unfinished / wanted.per_container) + ending)
         if wanted.proof and not owned:
             self._start(wanted, 0)
             return

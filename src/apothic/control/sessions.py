@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from apothic.clock import Clock
-from apothic.errors import StorageFullError
+from apothic.errors import ApothicError, StorageFullError
 from apothic.probe import Probe
 from apothic.protocol.session import (
     Acknowledge,
@@ -111,6 +111,9 @@ class Sessions:
         except msgspec.DecodeError as error:
             log.warning("session.garbage agent=%s error=%s", session.agent, error)
             await send({"type": "websocket.close", "code": 1007})
+        except ApothicError as error:  # of the hello: on a full disk, for one. It will come again
+            log.warning("session.refused agent=%s error=%s", session.agent, error.message)
+            await send({"type": "websocket.close", "code": 1013})
         finally:
             if sending is not None:
                 sending.cancel()
@@ -145,9 +148,12 @@ class Sessions:
                 await (self._fleet.leaving if frame.leaving else self._fleet.renew)(session.agent)
                 dead, session.dead = sorted(session.dead), set()
                 session.push(Renewed(number=frame.number, dead_leases=dead))
-        except Exception:
+        except Exception as error:
             # Not acknowledged, so it will come again: on a full disk, once there is space.
-            log.exception("session.refused agent=%s number=%d", session.agent, frame.number)
+            told, ours = str(error).partition("\n")[0], isinstance(error, ApothicError)
+            log.warning(
+                "session.refused agent=%s number=%d error=%s", session.agent, frame.number, told, exc_info=not ours
+            )
             session.push(None)
 
     async def _ended(self, session: Session) -> None:
