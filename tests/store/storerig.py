@@ -72,7 +72,7 @@ class Store:
     async def hello(self, agent: str = "agt", **more: Any) -> Reconciled:
         """Let an agent say hello, with the containers and leases it still has."""
         about: dict[str, Any] = {"cpu": 64.0, "memory_mb": 1 << 16, "pid": 1} | more
-        return await self.fleet.hello(Hello(agent=agent, version="0", host="h", **about))
+        return await self.fleet.hello(Hello(agent=agent, version="0", host="h", **about), lambda: None)
 
     async def news(self, agent: str, *news: ContainerNews) -> None:
         await self.fleet.reports(agent, Reports(number=0, containers=list(news)))

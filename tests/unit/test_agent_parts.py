@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import socket
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apothic.agent.agent import _clear
 from apothic.agent.attempt import Attempt
-from apothic.agent.bundles import Bundles
+from apothic.agent.bundles import MAKING, Bundles
 from apothic.agent.channel import Channel, JobCancelled, Window
 from apothic.agent.frames import Cancel, FrameError, Output, Run, Stop, encode, news
 from apothic.agent.isolate import environment
@@ -339,6 +341,19 @@ async def test_a_blob_with_other_bytes_is_refused(tmp_path: Path) -> None:
         await bundles.blob("0" * 64)
 
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+async def test_what_a_killed_agent_has_left_half_made_is_cleared_and_the_whole_is_kept(tmp_path: Path) -> None:
+    bundles = Bundles(tmp_path / "bundles", _Blobs(b"x = 1\n"))
+    whole = await bundles.directory([_file("app.py")])
+    half = Path(tempfile.mkdtemp(prefix=MAKING, dir=tmp_path / "bundles"))
+    (half / "code").mkdir()
+    (half / "code" / "app.py").write_text("x")
+
+    _clear(tmp_path)
+
+    assert not half.exists()
+    assert (whole / "app.py").exists() and await bundles.directory([_file("app.py")]) == whole
 
 
 # --- the window of a cancellation -------------------------------------------------------------------------------

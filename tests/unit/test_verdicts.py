@@ -28,6 +28,11 @@ def failure(kind: Any, *, retriable: bool = True) -> Failure:
     return Failure(kind=kind, type="T", message="m", retriable=retriable)
 
 
+def test_at_most_once_is_not_moved_once_its_code_was_entered() -> None:
+    assert after_drain(facts(delivery="at_most_once")) == Verdict(Move.FAIL)
+    assert after_drain(facts(delivery="at_most_once", status=Status.STARTING)).move == Move.REQUEUE
+
+
 def test_a_users_exception_costs_a_retry() -> None:
     three = Retries(3, jitter=False)
     for spent, pause in enumerate((1.0, 2.0, 4.0)):

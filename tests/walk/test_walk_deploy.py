@@ -47,6 +47,33 @@ async def test_a_failed_start_keeps_the_old_version_live(stage: Stage, agent: Pu
     assert not [frame for frame in await agent.frames() if isinstance(frame, StartContainer)]
 
 
+async def test_an_older_version_that_starts_late_does_not_take_over(stage: Stage, agent: Puppet) -> None:
+    first = await stage.deploy("app", spec("f"))
+    slow = await agent.next(StartContainer)
+    second = await stage.deploy("app", spec("f"), spec("g"))
+    await agent.ready(await agent.next(StartContainer))
+
+    await agent.ready(slow)
+
+    assert (await stage.got("GET /v1/apps/app"))["deployment_id"] == second["id"]
+    assert (await stage.got(f"GET /v1/deployments/{first['id']}"))["status"] == "ready"
+
+
+async def test_deploying_the_live_version_again_wins_over_one_that_is_being_started(
+    stage: Stage, agent: Puppet
+) -> None:
+    first = await stage.deploy("app", spec("f"))
+    await agent.ready(await agent.next(StartContainer))
+    second = await stage.deploy("app", spec("f"), spec("g"))
+    starting = await agent.next(StartContainer)
+
+    await stage.deploy("app", spec("f"))
+    await agent.ready(starting)
+
+    assert (await stage.got("GET /v1/apps/app"))["deployment_id"] == first["id"]
+    assert (await stage.got(f"GET /v1/deployments/{second['id']}"))["status"] == "ready"
+
+
 async def test_a_failed_deployment_can_be_tried_again(stage: Stage, agent: Puppet) -> None:
     first = await stage.deploy()
     start = await agent.next(StartContainer)

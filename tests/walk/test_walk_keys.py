@@ -96,6 +96,18 @@ async def test_scopes_that_do_not_exist_are_refused(stage: Stage) -> None:
         assert (await stage.ask("POST /v1/keys", body)).status == 400
 
 
+async def test_another_scope_beside_one_function_opens_no_more_than_itself(stage: Stage, agent: Puppet) -> None:
+    await stage.live(agent, "app", spec("f"), spec("g"))
+    found = (await stage.got("GET /v1/functions", query={"name": "g"}))["functions"]
+    foreign = await stage.submit(found[0]["id"])
+    key = await stage.create_key("invoke:app/f", "read:jobs")
+
+    assert (await stage.ask(f"GET /v1/jobs/{foreign}", key=key)).status == 200
+    for line in ("GET /v1/jobs/{}/logs", "POST /v1/jobs/{}/cancel", "POST /v1/jobs/{}/retry"):
+        assert (await stage.ask(line.format(foreign), key=key)).status == 404, line
+    assert await stage.status(foreign) == "starting"
+
+
 async def test_a_key_of_one_function_sees_that_function_alone(stage: Stage, agent: Puppet) -> None:
     mine = await stage.live(agent, "app", spec("f"), spec("g"))
     found = (await stage.got("GET /v1/functions", query={"name": "g"}))["functions"]

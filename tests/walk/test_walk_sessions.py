@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+
 import pytest
 from walkrig import DONE, Puppet, Stage, spec
 
-from apothic.protocol.session import CancelAttempt, ContainerNews, Reports, StartContainer, StopContainer, Welcome, Work
+from apothic.protocol.session import (
+    CancelAttempt,
+    ContainerNews,
+    Outcome,
+    Packed,
+    Renew,
+    Renewed,
+    Reports,
+    StartContainer,
+    StopContainer,
+    Welcome,
+    Work,
+)
 
 
 async def test_the_welcome_has_the_limits(stage: Stage) -> None:
@@ -56,11 +71,10 @@ async def test_renewing_keeps_a_lease_for_ever(stage: Stage, agent: Puppet) -> N
 
 
 async def test_a_renewal_names_the_leases_that_were_refused(stage: Stage, agent: Puppet) -> None:
-    from apothic.protocol.session import Renew, Renewed
-
     await stage.submit(await stage.live(agent))
     given = await agent.work()
     await stage.sweep(31)
+    assert (await agent.next(Renewed)).dead_leases == [given.token]  # told at once
     await agent.begin(given)
     await agent.say(Renew(number=1))
     assert (await agent.next(Renewed)).dead_leases == [given.token]
@@ -195,6 +209,83 @@ async def test_a_frame_before_hello_counts_for_nothing(stage: Stage) -> None:
     await agent.say(Reports(number=0))
     await agent.connect()
     assert len((await stage.got("GET /v1/agents"))["agents"]) == 1
+
+
+async def test_a_container_whose_lease_ran_out_is_given_nothing_more(stage: Stage, agent: Puppet) -> None:
+    job = await stage.submit(await stage.live(agent))
+    given = await agent.work()
+    await agent.begin(given)
+
+    await stage.sweep(31)
+    await stage.sweep(5)
+
+    again = await agent.next(StartContainer)
+    assert again.container != given.container
+    assert await stage.status(job) == "starting"
+
+
+async def test_what_was_pushed_while_an_agent_came_back_is_not_told_to_it(stage: Stage, agent: Puppet) -> None:
+    function = await stage.live(agent)
+    before = stage.control.sessions._sessions["agt_one"]
+    placed, met = threading.Event(), threading.Event()
+
+    def commit_late() -> None:
+        placed.set()
+        assert met.wait(10)
+
+    stage.probe.on("commit.before", commit_late)
+    writing = asyncio.create_task(stage.submit(function))
+    await asyncio.to_thread(placed.wait, 10)  # the job is placed, and not yet committed
+    await agent.cut_unseen()
+    await agent.open()
+    await agent.hello()
+    while stage.control.sessions._sessions["agt_one"] is before:
+        await asyncio.sleep(0)
+    met.set()  # so its work is pushed into the session that says hello
+    job = await writing
+    await agent.next(Welcome)
+
+    work = [each for frame in await agent.frames() if isinstance(frame, Work) for each in frame.assignments]
+
+    held = await stage.control.db.read(lambda tx: [r["token"] for r in tx.all("tokens_of_agent", agent_id="agt_one")])
+    assert [each.token for each in work] == held
+    assert (await stage.job(job))["attempt"] == 2
+
+
+async def test_a_report_that_can_never_be_stored_fails_its_own_job_alone(stage: Stage, agent: Puppet) -> None:
+    function = await stage.live(agent, "app", spec(max_containers=2))
+    one, two = await stage.submit(function), await stage.submit(function)
+    await agent.ready(await agent.next(StartContainer))
+    first, second = await agent.work(), await agent.work()
+    nowhere = Outcome(value=Packed(encoding="pickle", sha256="0" * 64, size=1))
+
+    await agent.tell(agent.report(first, began=True, outcome=nowhere), agent.report(second, began=True, outcome=DONE))
+
+    assert sorted([await stage.status(one), await stage.status(two)]) == ["failed", "succeeded"]
+    failed = await stage.job(first.job)
+    assert failed["failure"]["kind"] == "serialization"
+
+
+async def test_a_session_ends_when_its_key_is_revoked(stage: Stage) -> None:
+    made = await stage.got("POST /v1/keys", {"name": "an agent", "scopes": ["worker"]})
+    agent = await stage.agent("agt_k", key=made["secret"])
+
+    await stage.got(f"DELETE /v1/keys/{made['key']['id']}")
+    await agent.say(Renew(number=1))
+
+    with pytest.raises(ConnectionError, match="1008"):
+        await agent.next(Renewed)
+
+
+async def test_a_job_that_has_begun_is_past_its_queue_deadline(stage: Stage, agent: Puppet) -> None:
+    job = await stage.submit(await stage.live(agent), body={"options": {"expires_in_s": 60}})
+    given = await agent.work()
+    await agent.begin(given)
+    await agent.tell(agent.report(given, outcome=Outcome(requeue="the agent leaves")))
+
+    await stage.sweep(100)
+
+    assert await stage.status(job) != "failed"
 
 
 async def test_a_report_that_cannot_be_applied_closes_the_session_unacknowledged(stage: Stage, agent: Puppet) -> None:

@@ -147,7 +147,8 @@ class Stage:
         """Let time pass, then do one round of the sweeps, as their loop does every second."""
         await self.clock.advance(seconds)
         await self.control.jobs.expire()
-        await self.control.fleet.sweep()
+        for agent, tokens in (await self.control.fleet.sweep()).overdue.items():
+            self.control.sessions.drop(agent, tokens)
 
     async def settled(self, asked: asyncio.Future[F]) -> F:
         """Let a little time pass, again and again, until an answer is there."""
@@ -214,16 +215,24 @@ class Puppet:
     async def connect(self) -> Welcome:
         """Open a session and say hello with all that is there; send again what was not acknowledged."""
         await self.open()
+        await self.hello()
+        welcome = await self.next(Welcome)
+        for frame in list(self.outbox.values()):
+            await self.say(frame)
+        return welcome
+
+    async def hello(self) -> None:
+        """Say hello, and wait for nothing."""
         await self.say(
             Hello(
                 agent=self.name, version="0", containers=list(self.containers.values()),
                 leases=[Lease(job=g.job, attempt=g.attempt, token=g.token) for g in self.held.values()], **self.about,
             )
         )  # fmt: skip
-        welcome = await self.next(Welcome)
-        for frame in list(self.outbox.values()):
-            await self.say(frame)
-        return welcome
+
+    async def cut_unseen(self) -> None:
+        """Lose the connection in a way that the control plane has not noticed yet."""
+        self._session = None
 
     async def open(self, **headers: str) -> None:
         """Open the websocket and nothing more."""

@@ -16,6 +16,7 @@ import uvloop
 
 from apothic import __version__
 from apothic.agent import isolate
+from apothic.agent.bundles import MAKING
 from apothic.agent.route import LocalRoute, RemoteRoute, Route
 from apothic.agent.session import Agent
 from apothic.agent.tree import end_marked
@@ -67,8 +68,8 @@ def _clear(home: Path) -> None:
     """End and remove what an agent that was killed has left here."""
     for pid in end_marked(f"{home}/", isolate.MARK):
         _log.warning("ended %d, left over by an agent before us", pid)
-    for name in ("containers", "files"):
-        shutil.rmtree(home / name, ignore_errors=True)
+    for path in (home / "containers", home / "files", *(home / "bundles").glob(f"{MAKING}*")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _serve(route: Route, home: Path, clock: Clock) -> str | None:

@@ -12,6 +12,8 @@ from typing import Protocol
 from apothic.errors import InvalidRequestError
 from apothic.protocol.messages import SourceFile
 
+MAKING = "making-"  # begins the name of a directory that is not whole yet
+
 
 class Blobs(Protocol):
     """Where bytes come from and go to by their SHA-256."""
@@ -43,7 +45,7 @@ class Bundles:
         if dest.is_dir():
             return dest
         self._root.mkdir(parents=True, exist_ok=True)
-        making = Path(tempfile.mkdtemp(prefix="making-", dir=self._root))
+        making = Path(tempfile.mkdtemp(prefix=MAKING, dir=self._root))
         try:
             for file, path in zip(files, paths, strict=True):
                 target = making / "code" / path
@@ -61,7 +63,7 @@ class Bundles:
         dest = self._root / "values" / sha256
         if not dest.exists():
             dest.parent.mkdir(parents=True, exist_ok=True)
-            making = Path(tempfile.mkdtemp(prefix="making-", dir=self._root))
+            making = Path(tempfile.mkdtemp(prefix=MAKING, dir=self._root))
             try:
                 await self._fetch(sha256, making / "value")
                 _settle(making / "value", dest)

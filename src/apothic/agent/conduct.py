@@ -10,6 +10,7 @@ import contextvars
 import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol
 
 from apothic.agent.capture import Capture
@@ -126,6 +127,7 @@ class Tasks(_Conductor):
                 work = self._perform(command)
                 task = loop.create_task(work, name=command.job, context=contextvars.copy_context())
                 self._live[command.job] = command.attempt, task
+                task.add_done_callback(partial(self._never_entered, command))
             elif isinstance(command, Cancel):
                 self._cancel(command)
             elif isinstance(command, Stop):
@@ -138,10 +140,15 @@ class Tasks(_Conductor):
             task.cancel()
 
     async def _perform(self, run: Run) -> None:
-        try:
-            reply = await self.performer.coroutine(run)
-        except asyncio.CancelledError as error:  # it was cancelled before its first step
-            reply = self.performer.failed(run, error, "user")
+        self._answer(run, await self.performer.coroutine(run))
+
+    def _never_entered(self, run: Run, task: asyncio.Task[None]) -> None:
+        """Answer for a task that could not: cancelled before its first step, it never enters its coroutine."""
+        if self._live.get(run.job, (0, None))[1] is task:
+            error = asyncio.CancelledError() if task.cancelled() else task.exception() or asyncio.CancelledError()
+            self._answer(run, self.performer.failed(run, error, "user"))
+
+    def _answer(self, run: Run, reply: Reply) -> None:
         cancelled = run.job in self._cancelled
         self._cancelled.discard(run.job)
         del self._live[run.job]

@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import stat
 from collections import deque
 from pathlib import Path
 from typing import Literal
@@ -123,6 +124,10 @@ class Container:
         if self.stopping is not None or self.state == "gone":
             attempt.end(Outcome(requeue=self.stopping or "its container is gone"))
             return
+        if any(other.given.job == attempt.given.job for other in self.attempts):
+            # Its process tells the two apart by nothing: their output and ends would be mixed up.
+            attempt.end(Outcome(requeue="an earlier attempt of it still runs here"))
+            return
         self.idle.clear()
         self._waiting.append(attempt)
         self.feed()
@@ -212,10 +217,14 @@ class Container:
         if self._process is not None:
             self._process.kill()
 
-    def sampled(self, resident: int) -> None:
+    def is_near(self, held: int) -> bool:
+        """Tell whether that much memory is near its limit, or over it."""
+        return held >= _NEAR * self._limit
+
+    def sampled(self, held: int) -> None:
         """Take a sample of the memory of its process tree; end it when that is over the limit."""
-        self.peak = max(self.peak, resident)
-        if resident > self._limit and not self._over_memory and self._process is not None:
+        self.peak = max(self.peak, held)
+        if held > self._limit and not self._over_memory and self._process is not None:
             self._over_memory = True
             self._process.kill()
 
@@ -267,15 +276,29 @@ class Container:
         attempt = self.running.pop(frame.job)
         self._ends += 1
         outcome = attempt.verdict(frame)
-        # Only the name is believed: what a container says is what user code may say.
-        path = self._home / "files" / Path(frame.path).name if isinstance(frame, Done) and frame.path else None
-        if outcome.value is not None and path is not None:
+        large = outcome.value is not None and outcome.value.sha256 is not None
+        path = self._spooled(frame) if isinstance(frame, Done) and frame.path else None
+        if large and path is not None and not attempt.story.muted:
             self._shipping += 1
             self._site.ship(attempt, outcome, path)
         else:
+            if path is not None:
+                path.unlink(missing_ok=True)  # nobody wants it, and its container may live for days
+            elif large:
+                message = "the result was announced as a file, and there is none"
+                outcome = Outcome(failure=attempt.failure("serialization", "FileNotFoundError", message))
             attempt.end(outcome)
         self.feed()
         self._maybe_idle()
+
+    def _spooled(self, frame: Done) -> Path | None:
+        """Return the file with a large result. What a container says is what user code may say: the name is believed,
+        and that only for a plain file (a pipe would block who opens it, a link may lead anywhere)."""
+        path = self._home / "files" / Path(frame.path or "").name
+        with contextlib.suppress(OSError, ValueError):
+            if stat.S_ISREG(path.lstat().st_mode):
+                return path
+        return None
 
     def shipped(self) -> None:
         """Take note that a large result is stored and its job's end told."""
@@ -321,7 +344,7 @@ class Container:
 
     def _cause(self, exit: str) -> tuple[FailureKind, str]:
         mib = 1024 * 1024
-        if self._over_memory or (exit == "signal 9" and self.peak >= _NEAR * self._limit and self.stopping is None):
+        if self._over_memory or (exit == "signal 9" and self.is_near(self.peak) and self.stopping is None):
             used = f"{self.peak // mib:,} MiB of memory, its limit (memory_mb) is {self._limit // mib:,} MiB"
             return "oom", f"the job's processes used {used}"
         return "worker_lost", f"the process that ran the job ended ({exit})"

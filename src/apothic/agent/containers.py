@@ -19,7 +19,7 @@ from apothic.agent.bundles import Blobs, Bundles
 from apothic.agent.container import Container
 from apothic.agent.outbox import Outbox
 from apothic.agent.site import Site
-from apothic.agent.tree import Leftovers, tree_resident
+from apothic.agent.tree import Leftovers, tree_proportional, tree_resident
 from apothic.clock import Clock
 from apothic.errors import ApothicError
 from apothic.protocol.messages import Failure, FailureKind
@@ -179,7 +179,10 @@ class Containers:
             await self._clock.sleep(SAMPLE_S)
             for container in list(self.live.values()):
                 if container.pid:
-                    container.sampled(tree_resident(container.pid))
+                    held = tree_resident(container.pid)
+                    if container.is_near(held):  # perhaps only because shared pages count for each process
+                        held = await asyncio.to_thread(tree_proportional, container.pid)
+                    container.sampled(held)
 
     # --- values that are too large to travel in a frame
 

@@ -59,6 +59,25 @@ def tree_resident(pid: int) -> int:
     return resident(pid) + sum(map(resident, below(pid)))
 
 
+def proportional(pid: int) -> int:
+    """Return the bytes that one process holds in memory, its part of each shared page; 0 when it is gone."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines():
+            if line.startswith(b"Pss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:  # a program that gains privileges shows its size only
+        pass
+    return resident(pid)
+
+
+def tree_proportional(pid: int) -> int:
+    """Return the bytes that a process and all below it hold in memory. Pages they share count once.
+
+    The kernel walks the page tables for it: milliseconds for each GB, where `tree_resident` takes microseconds.
+    """
+    return proportional(pid) + sum(map(proportional, below(pid)))
+
+
 class Leftovers:
     """Finds what dead containers have left behind: every child of this process that is in another session and is
     neither a live container nor was here before us. A live container keeps its orphans, so nothing else can be meant.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from apothic.client.blocking import Facet, awaiting, blocking
@@ -21,6 +22,18 @@ class LogLines(list[str]):
     """The retained lines of a job's output. `trimmed` older ones are gone."""
 
     trimmed: int = 0
+
+
+def join(lines: Iterable[m.LogLine], found: list[str], going_on: dict[tuple[str, int], int]) -> None:
+    """Append lines to `found`, one that goes on as one: `going_on` keeps its place, for each stream and attempt."""
+    for line in lines:
+        source = line.stream, line.attempt
+        place = going_on.pop(source, len(found))
+        if place == len(found):
+            found.append("")
+        found[place] += line.text
+        if line.cont:
+            going_on[source] = place
 
 
 class Job:
@@ -65,16 +78,13 @@ class Job:
     async def logs(self, /) -> list[str]:
         """Return the retained lines, stdout and stderr in order of arrival; the list's `.trimmed` counts those gone."""
         found = LogLines()
-        after, page, partial = -1, None, False
+        going_on: dict[tuple[str, int], int] = {}
+        after, page = -1, None
         while page is None or len(page.lines) == _PAGE:
             page = await self._client._ask(routes.LOGS, m.ShowLogs(job=self._job_id, after=after, limit=_PAGE), None)
             found.trimmed = max(found.trimmed, page.trimmed)
-            for line in page.lines:
-                if partial:
-                    found[-1] += line.text
-                else:
-                    found.append(line.text)
-                partial, after = line.cont, line.line
+            join(page.lines, found, going_on)
+            after = page.lines[-1].line if page.lines else after
         return found
 
     @blocking

@@ -192,17 +192,24 @@ class Http:
     async def _session(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+        async def allowed() -> bool:
+            try:
+                return (await self._identify(headers)).may("worker")
+            except ApothicError:
+                return False
+
         try:
             self._check_origin(headers)
-            principal = await self._identify(headers)
-            if scope["path"] != SESSION_PATH or not principal.may("worker"):
+            await self._identify(headers)
+            if scope["path"] != SESSION_PATH or not await allowed():
                 raise forbidden("only an agent's key opens a session")
         except (ApothicError, Refused) as error:
             log.warning("session.refused reason=%s", error)
             await send({"type": "websocket.close", "code": 1008})
             return
         await send({"type": "websocket.accept", "headers": [(b"apothic-version", __version__.encode())]})
-        await self._sessions.serve(receive, send)
+        await self._sessions.serve(receive, send, allowed)
 
 
 class Refused(Exception):

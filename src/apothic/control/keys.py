@@ -56,10 +56,14 @@ class Principal:
             return True
         return bool({f"invoke:{app}/{function}", f"invoke:{app}/*"} & set(self.scopes))
 
-    @property
-    def narrow(self) -> bool:
-        """Whether all this opens are single functions, so that it sees their jobs alone."""
-        return all(scope.startswith("invoke:") for scope in self.scopes)
+    def may_everywhere(self, scope: str) -> bool:
+        """Tell whether this opens `scope` for all functions, and not only by way of single ones."""
+        held = [each for each in self.scopes if not each.startswith("invoke:")]
+        return scope in held or any(scope in IMPLIES[each] for each in held)
+
+    def sees(self, scope: str, app: str, function: str) -> bool:
+        """Tell whether this opens `scope` for the jobs of one function."""
+        return self.may_everywhere(scope) or self.may_invoke(app, function)
 
 
 class Keys:

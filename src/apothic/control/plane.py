@@ -179,19 +179,19 @@ class Plane:
         return packed
 
     async def show_job(self, asker: Asker, ask: m.ShowJob) -> m.JobView:
-        await self._check_sees(asker, [ask.job])
+        await self._check_sees(asker, "read:jobs", [ask.job])
         return await self._jobs.show(ask.job)
 
-    async def _check_sees(self, asker: Asker, jobs: list[str]) -> None:
+    async def _check_sees(self, asker: Asker, scope: str, jobs: list[str]) -> None:
         """Refuse the jobs of others: for a key of single functions they do not exist."""
-        if asker.principal.narrow:
+        if not asker.principal.may_everywhere(scope):
             for job in jobs:
                 view = await self._jobs.show(job)
-                if not asker.principal.may_invoke(view.app, view.function):
+                if not asker.principal.sees(scope, view.app, view.function):
                     raise no_job(job)
 
     async def result(self, asker: Asker, ask: m.ShowResult) -> m.JobResult:
-        await self._check_sees(asker, [ask.job])
+        await self._check_sees(asker, "read:jobs", [ask.job])
         return await self._result(asker, ask.job, ask.wait_s)
 
     async def _result(self, asker: Asker, job: str, wait_s: float) -> m.JobResult:
@@ -206,7 +206,7 @@ class Plane:
     async def gather(self, asker: Asker, ask: m.GatherResults) -> m.Gathered:
         if len(ask.jobs) > LARGEST_GATHER:
             raise InvalidRequestError(f"at most {LARGEST_GATHER} jobs can be waited for at once")
-        await self._check_sees(asker, ask.jobs)
+        await self._check_sees(asker, "read:jobs", ask.jobs)
         until = self._clock.monotonic() + self._bounded(ask.wait_s)
         with self._hub.listen(ask.jobs) as bell, self.waits.on(asker.principal.job, ask.jobs):
             ended, unknown = await self._jobs.ended(ask.jobs)
@@ -222,12 +222,11 @@ class Plane:
 
     async def list_jobs(self, asker: Asker, ask: m.ListJobs) -> m.JobList:
         jobs, after = await self._jobs.list(ask)
-        if asker.principal.narrow:
-            jobs = [job for job in jobs if asker.principal.may_invoke(job.app, job.function)]
+        jobs = [job for job in jobs if asker.principal.sees("read:jobs", job.app, job.function)]
         return m.JobList(jobs=jobs, next=after)
 
     async def logs(self, asker: Asker, ask: m.ShowLogs) -> m.JobLogs:
-        await self._check_sees(asker, [ask.job])
+        await self._check_sees(asker, "logs", [ask.job])
 
         async def look() -> m.JobLogs | None:
             logs = await self._jobs.logs(ask.job, after=ask.after, limit=ask.limit)
@@ -237,14 +236,14 @@ class Plane:
         return logs if logs is not None else await self._jobs.logs(ask.job, after=ask.after, limit=ask.limit)
 
     async def cancel(self, asker: Asker, ask: m.CancelJob) -> m.JobStatus:
-        await self._check_sees(asker, [ask.job])
+        await self._check_sees(asker, "cancel", [ask.job])
         status, running = await self._jobs.cancel(ask.job)
         if running is not None:
             self._sessions.cancel(running)
         return m.JobStatus(status=status)
 
     async def retry(self, asker: Asker, ask: m.RetryJob) -> m.JobView:
-        await self._check_sees(asker, [ask.job])
+        await self._check_sees(asker, "invoke", [ask.job])
         job = await self._jobs.submit(await self._jobs.again(ask.job))
         return await self._jobs.show(job)
 

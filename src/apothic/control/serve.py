@@ -30,7 +30,7 @@ from apothic.control.plan import plan
 from apothic.control.plane import Plane
 from apothic.control.sessions import Sessions
 from apothic.control.sweeps import idle, sweep, unlock
-from apothic.errors import ConfigError, ServerUnavailableError
+from apothic.errors import ApothicError, ConfigError, ServerUnavailableError
 from apothic.probe import Probe, from_environment
 from apothic.protocol.session import Welcome
 from apothic.store.blobs import Blobs
@@ -42,6 +42,9 @@ from apothic.store.gauges import read_gauges
 from apothic.store.jobs import Jobs
 
 Announce = Callable[[str, str | None], None]
+
+
+PROBE_S = 5.0  # how long /readyz waits for a write
 
 
 class Engine(Protocol):
@@ -95,6 +98,7 @@ class ControlPlane:
 
     async def open(self, data_dir: Path) -> None:
         """Open the store and the keys, and begin this control plane's life."""
+        self.blobs.clear()
         self.db.open()
         await self.keys.open(self.jobs)
         await self.keys.from_file(data_dir / "admin.key", "admin of this data directory", ["admin"])
@@ -102,12 +106,15 @@ class ControlPlane:
         await self.fleet.restart()
 
     async def _problems(self) -> list[str]:
-        problems = [] if len(self.sessions) else ["no agent is connected"]
+        """Return what keeps this server from taking jobs. An agent can always be started: the engine sees to it."""
         try:
-            await self.jobs.expire()
-        except Exception as error:
-            problems.append(f"the store takes no writes: {error}")
-        return problems
+            async with asyncio.timeout(PROBE_S):
+                await self.catalog.write_something()
+        except TimeoutError:
+            return [f"the store has taken no write for {PROBE_S:g} s"]
+        except ApothicError as error:
+            return [f"the store takes no writes: {error.message}"]
+        return []
 
 
 class _Server(uvicorn.Server):
@@ -158,7 +165,10 @@ async def _serve(
     about = settings.data_dir / "server.json"
     write_private(about, json.dumps({**document, "version": __version__}) + "\n")
     announce(base_url, None)
-    loops = [asyncio.create_task(sweep(control.jobs, control.fleet, clock)), asyncio.create_task(engine.keep(control))]
+    loops = [
+        asyncio.create_task(sweep(control.jobs, control.fleet, control.sessions.drop, clock)),
+        asyncio.create_task(engine.keep(control)),
+    ]
     loops.append(asyncio.create_task(unlock(control.plane.waits, control.fleet, clock)))
     if embedded:
         loops.append(asyncio.create_task(idle(clock, control.jobs, lambda: control.http.requests, stopping.set)))

@@ -34,6 +34,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+Allowed = Callable[[], Awaitable[bool]]
 
 
 class Session:
@@ -48,6 +49,11 @@ class Session:
     def push(self, frame: Downward | None) -> None:
         """Send a frame as soon as those before it are sent; `None` closes the session."""
         self._frames.put_nowait(frame)
+
+    def forget(self) -> None:
+        """Drop what was pushed and not yet sent."""
+        while not self._frames.empty():
+            self._frames.get_nowait()
 
     async def send_all(self, welcome: Welcome) -> None:
         """Send the welcome, then whatever is pushed, until the session is closed."""
@@ -80,6 +86,10 @@ class Sessions:
         """Tell an agent to end an attempt."""
         self.push(running.agent, CancelAttempt(job=running.job, token=running.token))
 
+    def drop(self, agent: str, tokens: list[str]) -> None:
+        """Tell an agent that leases of its are over."""
+        self.push(agent, Renewed(number=0, dead_leases=tokens))
+
     def leave(self, reason: str) -> None:
         """Ask every agent to finish and end."""
         for agent in list(self._sessions):
@@ -93,8 +103,8 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    async def serve(self, receive: Receive, send: Send) -> None:
-        """Run one session from hello to its end."""
+    async def serve(self, receive: Receive, send: Send, allowed: Allowed) -> None:
+        """Run one session from hello to its end, or until `allowed` says that its key opens it no longer."""
         session = Session(send)
         sending: asyncio.Task[None] | None = None
         applying: set[asyncio.Task[None]] = set()
@@ -103,6 +113,10 @@ class Sessions:
                 frame = _decode(message.get("bytes") or b"")
                 if isinstance(frame, Hello):
                     sending = await self._hello(session, frame)
+                elif isinstance(frame, Renew) and not await allowed():
+                    log.warning("session.key agent=%s", session.agent)
+                    await send({"type": "websocket.close", "code": 1008})
+                    break
                 elif sending is not None:
                     # Started in order, they reach the writer in order; none waits for the commit of the one before.
                     task = asyncio.create_task(self._apply(session, frame))
@@ -126,9 +140,10 @@ class Sessions:
         before = self._sessions.get(hello.agent)
         if before is not None:
             before.push(None)
-        # Registered before the store knows the agent: what is pushed by that very commit waits behind the welcome.
+        # Registered before the store knows the agent: what is pushed by that very commit waits behind the welcome. What
+        # earlier commits push meanwhile is void, because the hello takes back what the agent has not heard of.
         self._sessions[hello.agent] = session
-        reconciled = await self._fleet.hello(hello)
+        reconciled = await self._fleet.hello(hello, session.forget)
         log.info("session.hello agent=%s pid=%d containers=%d", hello.agent, hello.pid, len(hello.containers))
         welcome = msgspec.structs.replace(
             self._welcome, dead_leases=reconciled.dead_leases, dead_containers=reconciled.dead_containers

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from apothic.clock import Clock
 from apothic.control.deadlock import Waits, deadlocked
 from apothic.control.plan import plan
+from apothic.errors import ApothicError
 from apothic.store.fleet import Fleet
 from apothic.store.jobs import Jobs
+
+Drop = Callable[[str, list[str]], None]  # (agent id, lease tokens that count no more)
 
 log = logging.getLogger("apothic.control")
 
@@ -23,8 +26,12 @@ LATE_S = 0.5
 IDLE_S = 15 * 60.0
 
 
-async def sweep(jobs: Jobs, fleet: Fleet, clock: Clock) -> None:
-    """Sweep for ever. A failed round (a full disk, say) is logged, and the next one tries again."""
+async def sweep(jobs: Jobs, fleet: Fleet, drop: Drop, clock: Clock) -> None:
+    """Sweep for ever, and tell the agents which leases were ended.
+
+    A failed round (a full disk, say) is logged, and the next one tries again. The time between counts as our absence:
+    nobody could renew anything.
+    """
     pause, due_at = PERIOD_S, clock.monotonic()
     while True:
         late_s = clock.monotonic() - due_at
@@ -33,13 +40,18 @@ async def sweep(jobs: Jobs, fleet: Fleet, clock: Clock) -> None:
             if late_s > LATE_S:
                 log.warning("sweep.overslept seconds=%.1f", late_s)
                 await fleet.overslept(late_s)
+                due_at = clock.monotonic()
             await jobs.expire()
-            due = await fleet.sweep()
-            if due is not None:
-                pause = min(pause, max(due - clock.now(), 0.01))
+            swept = await fleet.sweep()
+            for agent, tokens in swept.overdue.items():
+                drop(agent, tokens)
+            if swept.next_due is not None:
+                pause = min(pause, max(swept.next_due - clock.now(), 0.01))
+            due_at = clock.monotonic() + pause
+        except ApothicError as error:
+            log.warning("sweep.failed error=%s", error.message)
         except Exception:
             log.exception("sweep.failed")
-        due_at = clock.monotonic() + pause
         await clock.sleep(pause)
 
 

@@ -17,7 +17,7 @@ from apothic.protocol.session import Line, Outcome, Packed, Report
 from apothic.store import events, views
 from apothic.store.db import Tx
 from apothic.store.pace import Pace
-from apothic.store.verdicts import Facts, Verdict, after_drain, after_failure
+from apothic.store.verdicts import DRAIN_MOVES, Facts, Verdict, after_drain, after_failure
 
 
 class Moves:
@@ -93,7 +93,8 @@ class Moves:
         else:
             reason = outcome.requeue or "given back"
             verdict = after_drain(facts)
-            lost = Failure(kind="worker_lost", type="WorkerLost", message=f"moved too often: {reason}")
+            often = "moved too often" if facts.drains >= DRAIN_MOVES else "the worker is lost"
+            lost = Failure(kind="worker_lost", type="WorkerLost", message=f"{often}: {reason}")
             self._fail(job, verdict, lost, reason=reason)
         self.tx.run("container_idle", id=job["container_id"], now=monotonic)
         self.tx.queue_changed = True

@@ -75,6 +75,11 @@ class Blobs:
         await asyncio.to_thread(os.fsync, file)
         return size, digest.hexdigest()
 
+    def clear(self) -> None:
+        """Remove what interrupted uploads have left behind. Before the first request only."""
+        for part in self._root.glob("*/.part-*"):
+            part.unlink(missing_ok=True)
+
     def look(self, sha256: str) -> BlobView:
         """Return what is stored under a hash. Raises `NotFoundError`."""
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 from typing import Any
 
@@ -46,6 +47,7 @@ class Catalog:
             else:
                 deployment_id = same["id"]
                 self._again(tx, same)
+            tx.run("ask_for", app=manifest.app, id=deployment_id)
             tx.queue_changed = True
             return _view(tx, deployment_id)
 
@@ -84,6 +86,7 @@ class Catalog:
                 raise ConflictError(f"{deployment_id} is {row['status']}", hint="deploy a version that starts")
             if row["status"] != "live":
                 make_live(tx, app, deployment_id)
+            tx.run("ask_for", app=app, id=deployment_id)
             tx.queue_changed = True
             return _view(tx, deployment_id)
 
@@ -184,6 +187,11 @@ class Catalog:
         """Note that a key was presented."""
         await self._db.write(lambda tx: tx.run("use_key", id=key_id, now=self._clock.now()))
 
+    async def write_something(self) -> None:
+        """Write a row that means nothing, to see that the store takes writes."""
+        fresh = os.urandom(8)
+        await self._db.write(lambda tx: tx.run("write_something", value=fresh))
+
     async def secret(self, name: str, fresh: bytes) -> bytes:
         """Return what is stored under `name`; store `fresh` when nothing is."""
 
@@ -201,6 +209,14 @@ def make_live(tx: Tx, app: str, deployment_id: str) -> None:
     tx.run("retire_live", app=app)
     tx.run("set_deployment", id=deployment_id, status="live", failure=None)
     tx.run("go_live", name=app, id=deployment_id)
+
+
+def prove(tx: Tx, app: str, deployment_id: str) -> None:
+    """Let a deployment that has shown that it starts go live, unless one that was asked for later is live already."""
+    if tx.one("newer_live", id=deployment_id) is None:
+        make_live(tx, app, deployment_id)
+    else:
+        tx.run("set_deployment", id=deployment_id, status="ready", failure=None)
 
 
 def mark_failed(tx: Tx, deployment_id: str, failure: Failure) -> None:

@@ -62,6 +62,19 @@ class Tx:
         """Return every row."""
         return self._connection.execute(self._queries[query], values).fetchall()
 
+    def guarded(self, deed: Callable[[], T]) -> T:
+        """Do it as a whole or not at all; an exception undoes what it did, and nothing else, and is raised."""
+        self._connection.execute("SAVEPOINT guarded")
+        try:
+            done = deed()
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK TO guarded")
+                self._connection.execute("RELEASE guarded")
+            raise
+        self._connection.execute("RELEASE guarded")
+        return done
+
     def then(self, deed: Callable[[], None]) -> None:
         """Do this on the event loop after the commit, and only then."""
         self.after.append(deed)

@@ -10,10 +10,10 @@ from typing import NamedTuple
 from apothic.clock import Clock
 from apothic.protocol.lifecycle import Status
 from apothic.protocol.messages import AgentView, Failure
-from apothic.protocol.session import ContainerNews, Hello, Outcome, Reports
+from apothic.protocol.session import ContainerNews, Hello, Outcome, Report, Reports
 from apothic.store import views
-from apothic.store.attempts import Moves
-from apothic.store.catalog import make_live, mark_failed
+from apothic.store.attempts import IllegalMove, Moves
+from apothic.store.catalog import mark_failed, prove
 from apothic.store.db import Database, Tx
 from apothic.store.dispatch import read_picture
 from apothic.store.jobs import Jobs, Running
@@ -29,6 +29,13 @@ class Reconciled(NamedTuple):
     dead_leases: list[str]
     dead_containers: list[str]
     cancelling: list[Running]
+
+
+class Swept(NamedTuple):
+    """When the next delayed job is due (wall time), and the leases that were ended, by agent."""
+
+    next_due: float | None
+    overdue: dict[str, list[str]]
 
 
 class Fleet:
@@ -53,13 +60,15 @@ class Fleet:
 
         await self._db.write(write)
 
-    async def hello(self, hello: Hello) -> Reconciled:
+    async def hello(self, hello: Hello, forget: Callable[[], None]) -> Reconciled:
         """Take an agent in, new or come back, and say what of its is dead or is to be cancelled.
 
-        What it was told to do and never heard of goes back to the queue.
+        What it was told to do and never heard of goes back to the queue. `forget` is called at the commit, after what
+        earlier commits push and before what this one does: what they gave the agent has just been taken from it.
         """
 
         def write(tx: Tx) -> Reconciled:
+            tx.then(forget)
             now = self._clock.monotonic()
             tx.run(
                 "upsert_agent", id=hello.agent, host=hello.host, pid=hello.pid, release=hello.version,
@@ -97,7 +106,7 @@ class Fleet:
 
         def write(tx: Tx) -> list[str]:
             moves, now = self._jobs.moves(tx), self._clock.monotonic()
-            dead = [report.token for report in frame.reports if not moves.report(report, now)]
+            dead = [report.token for report in frame.reports if not self._report(tx, moves, report, now)]
             for news in frame.containers:
                 row = tx.one("container", id=news.id)
                 if row is not None and row["agent_id"] == agent_id:
@@ -106,14 +115,25 @@ class Fleet:
 
         return await self._db.write(write)
 
-    async def renew(self, agent_id: str) -> list[str]:
-        """Give all leases of an agent another term; return the tokens it holds."""
+    def _report(self, tx: Tx, moves: Moves, report: Report, now: float) -> bool:
+        """Apply one report. What can never be stored fails its own attempt: sent again, it would hold up all others."""
+        try:
+            return tx.guarded(lambda: moves.report(report, now))
+        except (sqlite3.IntegrityError, IllegalMove) as error:
+            job = tx.one("leased_job", token=report.token)
+            if job is None:
+                return False
+            what = f"what its container reported cannot be stored: {error}"
+            moves.end(job, Outcome(failure=Failure(kind="serialization", type="ReportRefused", message=what)), [], now)
+            return True
 
-        def write(tx: Tx) -> list[str]:
+    async def renew(self, agent_id: str) -> None:
+        """Give all leases of an agent another term."""
+
+        def write(tx: Tx) -> None:
             tx.run("renew_leases", agent_id=agent_id, expires_at=self._clock.monotonic() + self._lease_s)
-            return [row["token"] for row in tx.all("tokens_of_agent", agent_id=agent_id)]
 
-        return await self._db.write(write)
+        await self._db.write(write)
 
     async def disconnected(self, agent_id: str) -> None:
         """Note that a session ended; the agent has a lease's time to come back."""
@@ -149,21 +169,24 @@ class Fleet:
 
         await self._db.write(write)
 
-    async def sweep(self) -> float | None:
-        """End what nobody answers for any more: agents that stayed away, leases that were not renewed.
+    async def sweep(self) -> Swept:
+        """End what nobody answers for any more: agents that stayed away, leases that were not renewed."""
 
-        Return the wall time at which the next delayed job is due, if there is one.
-        """
-
-        def write(tx: Tx) -> float | None:
+        def write(tx: Tx) -> Swept:
             moves, now = self._jobs.moves(tx), self._clock.monotonic()
             for row in tx.all("gone_agents", now=now):
                 self._agent_gone(tx, moves, row["id"])
+            overdue: dict[str, list[str]] = {}
             for job in tx.all("overdue_leases", now=now):
+                # The attempt may well run on in there, so the container takes no other.
+                tx.run("container_stopping", id=job["container_id"])
+                container = tx.one("container", id=job["container_id"])
+                assert container is not None
+                overdue.setdefault(container["agent_id"], []).append(job["token"])
                 moves.end(job, Outcome(failure=lost("its agent did not renew the lease")), [], now)
             tx.queue_changed = True
             due = tx.one("next_due", now=moves.now)
-            return due[0] if due is not None else None
+            return Swept(due[0] if due is not None else None, overdue)
 
         return await self._db.write(write)
 
@@ -216,7 +239,7 @@ class Fleet:
     def _proved(self, tx: Tx, container_id: str) -> None:
         row = tx.one("deployment_of_container", id=container_id)
         if row is not None and row["status"] == "starting":
-            make_live(tx, row["app"], row["id"])
+            prove(tx, row["app"], row["id"])
             self._ring_later(tx, row["id"])
 
     def _container_gone(self, tx: Tx, moves: Moves, container_id: str, failure: Failure | None) -> None:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from apothic.clock import Clock
 from apothic.errors import ConflictError, InvalidRequestError, NotFoundError, QueueFullError
 from apothic.protocol import ids
-from apothic.protocol.lifecycle import FINAL, Status
+from apothic.protocol.lifecycle import CLAIMABLE, FINAL, Status
 from apothic.protocol.messages import CallOptions, Encoding, Failure, JobLogs, JobView, ListJobs
 from apothic.protocol.session import Packed
 from apothic.store import events, views
@@ -220,9 +220,10 @@ class Jobs:
 
     def _view(self, tx: Tx, row: sqlite3.Row) -> JobView:
         now = self._clock.now()
-        if row["status"] == Status.RETRYING or (row["status"] == Status.QUEUED and row["run_at"] > now):
+        waiting = row["status"] in CLAIMABLE
+        if waiting and row["run_at"] > now:
             return views.job(row, reason="backoff" if row["status"] == Status.RETRYING else "delayed")
-        if row["status"] != Status.QUEUED:
+        if not waiting:
             return views.job(row)
         ahead = tx.one("job_ahead", version=row["version"], seq=row["seq"], now=now)
         limit = tx.one("version_limit", version=row["version"])

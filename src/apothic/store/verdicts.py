@@ -63,6 +63,8 @@ def after_drain(facts: Facts) -> Verdict:
     """Decide what follows an attempt that was given back: the queue again, unless it was moved too often."""
     if facts.status == Status.CANCELLING:
         return Verdict(Move.BURY)
+    if facts.delivery == "at_most_once" and facts.status == Status.RUNNING:
+        return Verdict(Move.FAIL)  # its code was entered, and must not be entered again
     if facts.drains < DRAIN_MOVES:
         return Verdict(Move.REQUEUE, budget="drains")
     return Verdict(Move.FAIL)

@@ -34,6 +34,8 @@ CREATE TABLE deployments (
     manifest     BLOB NOT NULL,
     status       TEXT NOT NULL CHECK (status IN ('starting', 'live', 'ready', 'failed', 'stopped')),
     created_at   REAL NOT NULL,
+    -- Rises with each deploy and each activation of the app: what was asked for last is what shall be live.
+    asked        INTEGER NOT NULL DEFAULT 0,
     failure      BLOB CHECK ((failure IS NOT NULL) = (status = 'failed')),
     UNIQUE (app, content_hash)
 ) STRICT, WITHOUT ROWID;

@@ -31,6 +31,13 @@ VALUES (:id, :app, :content_hash, :manifest, 'starting', :now);
 -- set_deployment: how a deployment stands; a failure only with `failed`
 UPDATE deployments SET status = :status, failure = :failure WHERE id = :id;
 
+-- ask_for: this is the version that was asked for last
+UPDATE deployments SET asked = (SELECT max(asked) + 1 FROM deployments AS other WHERE other.app = :app) WHERE id = :id;
+
+-- newer_live: the app's live version, if it was asked for after this one
+SELECT newer.id FROM deployments AS mine JOIN deployments AS newer ON newer.app = mine.app
+ WHERE mine.id = :id AND newer.status = 'live' AND newer.asked > mine.asked;
+
 -- retire_live: what was live until now stays ready to be activated again
 UPDATE deployments SET status = 'ready' WHERE app = :app AND status = 'live';
 
@@ -100,6 +107,9 @@ UPDATE keys SET last_used_at = :now WHERE id = :id;
 
 -- insert_secret: what the server must remember and nobody may see
 INSERT INTO secrets (name, value) VALUES (:name, :value) ON CONFLICT (name) DO NOTHING;
+
+-- write_something: a row that means nothing, to see that the disk takes it
+INSERT INTO secrets (name, value) VALUES ('probe', :value) ON CONFLICT (name) DO UPDATE SET value = excluded.value;
 
 -- secret: the same, read back
 SELECT value FROM secrets WHERE name = :name;

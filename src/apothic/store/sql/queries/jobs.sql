@@ -53,10 +53,10 @@ SELECT jobs.*, leases.token, leases.last_report, leases.container_id, versions.s
   FROM leases JOIN jobs ON jobs.seq = leases.job JOIN versions ON versions.id = jobs.version
  WHERE leases.expires_at <= :now LIMIT 500;
 
--- expired_jobs: queued past their deadline
+-- expired_jobs: queued past their deadline, and never begun
 SELECT jobs.*, NULL AS token, -1 AS last_report, NULL AS container_id, versions.stream_window
   FROM jobs JOIN versions ON versions.id = jobs.version
- WHERE status = 'queued' AND expires_at IS NOT NULL AND expires_at <= :now LIMIT 500;
+ WHERE status = 'queued' AND expires_at IS NOT NULL AND expires_at <= :now AND started_at IS NULL LIMIT 500;
 
 -- waiting_jobs_of_version: those queued for something that can never run
 SELECT jobs.*, NULL AS token, -1 AS last_report, NULL AS container_id, versions.stream_window
