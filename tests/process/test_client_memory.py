@@ -78,8 +78,9 @@ def check(server: Server, folder: Path, count: int) -> None:
     assert ahead <= 2_000  # the window, and what is being packed
 
 
+@pytest.mark.timeout(900)
 def test_a_map_over_a_generator_holds_little(server: Server, tmp_path: Path) -> None:
-    check(server, tmp_path, int(os.environ.get("MAP_ITEMS", "15000")))
+    check(server, tmp_path, int(os.environ.get("MAP_ITEMS", "100000")))
 
 
 @pytest.mark.soak

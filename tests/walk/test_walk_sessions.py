@@ -219,6 +219,7 @@ async def test_a_container_whose_lease_ran_out_is_given_nothing_more(stage: Stag
     await stage.sweep(31)
     await stage.sweep(5)
 
+    assert (await agent.next(StopContainer)).container == given.container
     again = await agent.next(StartContainer)
     assert again.container != given.container
     assert await stage.status(job) == "starting"

@@ -147,8 +147,8 @@ class Stage:
         """Let time pass, then do one round of the sweeps, as their loop does every second."""
         await self.clock.advance(seconds)
         await self.control.jobs.expire()
-        for agent, tokens in (await self.control.fleet.sweep()).overdue.items():
-            self.control.sessions.drop(agent, tokens)
+        for lease in (await self.control.fleet.sweep()).overdue:
+            self.control.sessions.drop(lease)
 
     async def settled(self, asked: asyncio.Future[F]) -> F:
         """Let a little time pass, again and again, until an answer is there."""

@@ -22,10 +22,11 @@ from apothic.protocol.session import (
     Renew,
     Renewed,
     Reports,
+    StopContainer,
     Upward,
     Welcome,
 )
-from apothic.store.fleet import Fleet
+from apothic.store.fleet import Fleet, Overdue
 from apothic.store.jobs import Running
 
 log = logging.getLogger("apothic.control")
@@ -86,9 +87,10 @@ class Sessions:
         """Tell an agent to end an attempt."""
         self.push(running.agent, CancelAttempt(job=running.job, token=running.token))
 
-    def drop(self, agent: str, tokens: list[str]) -> None:
-        """Tell an agent that leases of its are over."""
-        self.push(agent, Renewed(number=0, dead_leases=tokens))
+    def drop(self, lease: Overdue) -> None:
+        """Tell an agent that a lease of its is over, and its container with it: what ran there may run on."""
+        self.push(lease.agent, Renewed(number=0, dead_leases=[lease.token]))
+        self.push(lease.agent, StopContainer(container=lease.container, reason="its lease ran out"))
 
     def leave(self, reason: str) -> None:
         """Ask every agent to finish and end."""

@@ -9,10 +9,10 @@ from apothic.clock import Clock
 from apothic.control.deadlock import Waits, deadlocked
 from apothic.control.plan import plan
 from apothic.errors import ApothicError
-from apothic.store.fleet import Fleet
+from apothic.store.fleet import Fleet, Overdue
 from apothic.store.jobs import Jobs
 
-Drop = Callable[[str, list[str]], None]  # (agent id, lease tokens that count no more)
+Drop = Callable[[Overdue], None]  # tell an agent that a lease of its is over
 
 log = logging.getLogger("apothic.control")
 
@@ -43,8 +43,8 @@ async def sweep(jobs: Jobs, fleet: Fleet, drop: Drop, clock: Clock) -> None:
                 due_at = clock.monotonic()
             await jobs.expire()
             swept = await fleet.sweep()
-            for agent, tokens in swept.overdue.items():
-                drop(agent, tokens)
+            for lease in swept.overdue:
+                drop(lease)
             if swept.next_due is not None:
                 pause = min(pause, max(swept.next_due - clock.now(), 0.01))
             due_at = clock.monotonic() + pause

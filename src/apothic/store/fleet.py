@@ -31,11 +31,19 @@ class Reconciled(NamedTuple):
     cancelling: list[Running]
 
 
+class Overdue(NamedTuple):
+    """A lease that ran out, and who held it."""
+
+    agent: str
+    token: str
+    container: str
+
+
 class Swept(NamedTuple):
-    """When the next delayed job is due (wall time), and the leases that were ended, by agent."""
+    """When the next delayed job is due (wall time); the leases that were ended, and whose containers are to stop."""
 
     next_due: float | None
-    overdue: dict[str, list[str]]
+    overdue: list[Overdue]
 
 
 class Fleet:
@@ -176,13 +184,13 @@ class Fleet:
             moves, now = self._jobs.moves(tx), self._clock.monotonic()
             for row in tx.all("gone_agents", now=now):
                 self._agent_gone(tx, moves, row["id"])
-            overdue: dict[str, list[str]] = {}
+            overdue: list[Overdue] = []
             for job in tx.all("overdue_leases", now=now):
                 # The attempt may well run on in there, so the container takes no other.
                 tx.run("container_stopping", id=job["container_id"])
                 container = tx.one("container", id=job["container_id"])
                 assert container is not None
-                overdue.setdefault(container["agent_id"], []).append(job["token"])
+                overdue.append(Overdue(container["agent_id"], job["token"], container["id"]))
                 moves.end(job, Outcome(failure=lost("its agent did not renew the lease")), [], now)
             tx.queue_changed = True
             due = tx.one("next_due", now=moves.now)
