@@ -125,8 +125,11 @@ class Container:
             attempt.end(Outcome(requeue=self.stopping or "its container is gone"))
             return
         if any(other.given.job == attempt.given.job for other in self.attempts):
-            # Its process tells the two apart by nothing: their output and ends would be mixed up.
-            attempt.end(Outcome(requeue="an earlier attempt of it still runs here"))
+            # Its process tells the two apart by nothing: their output and ends would be mixed up. And as the control
+            # plane takes a container that gives work back for one that is about to end, it ends.
+            reason = "an earlier attempt of it still runs here"
+            attempt.end(Outcome(requeue=reason))
+            self._site.spawn(self.stop(reason, self._site.limits.grace_s))
             return
         self.idle.clear()
         self._waiting.append(attempt)
