@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apothic.clock import SystemClock
 from apothic.errors import ConfigError, ConflictError
 
 SERVER_LOCK, AGENT_LOCK = "server.lock", "agent.lock"
@@ -74,6 +73,8 @@ def _tried(lock: Path) -> int | None:
 def end(pid: int, seconds: float) -> None:
     """Ask a process to end, and wait until it is gone. Raises `ConflictError` if it is not after `seconds`."""
     import psutil
+
+    from apothic.clock import SystemClock
 
     try:
         process = psutil.Process(pid)
