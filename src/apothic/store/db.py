@@ -114,8 +114,12 @@ class Database:
                 hint="use a Python whose sqlite3 module has SQLite 3.37 or newer",
             )
         connection = self._connect()
-        migrate(connection)
-        fill_lifecycle(connection)
+        try:
+            migrate(connection)
+            fill_lifecycle(connection)
+        except BaseException:
+            connection.close()
+            raise
         self._loop = asyncio.get_running_loop()
         self._writer = threading.Thread(target=self._write_all, args=(connection,), name="apothic-writer", daemon=True)
         self._writer.start()
@@ -147,6 +151,7 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, fn)
 
     def _connect(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = None
         try:
             connection = sqlite3.connect(
                 self.path, isolation_level=None, check_same_thread=False, cached_statements=256
@@ -160,6 +165,8 @@ class Database:
             # 8 MiB of pages: the hot rows of 10^5 jobs; the default of 2 MiB rereads them.
             connection.execute("PRAGMA cache_size = -8192")
         except sqlite3.Error as error:
+            if connection is not None:
+                connection.close()
             raise ConfigError(
                 f"the database {self.path} cannot be opened: {error}",
                 hint="check that the data directory is on a local disk and writable, or choose another --data-dir",
