@@ -98,7 +98,7 @@ def test_every_query_is_used_and_every_used_query_is_there() -> None:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
-            if node.func.attr in ("run", "one", "all", "many") and node.args:
+            if node.func.attr in ("run", "one", "all", "many", "each") and node.args:
                 first = node.args[0]
                 if isinstance(first, ast.Constant) and isinstance(first.value, str):
                     used.add(first.value)

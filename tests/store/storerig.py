@@ -7,6 +7,8 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from apothic.clock import ManualClock
 from apothic.control.plan import plan
 from apothic.probe import Probe
@@ -16,6 +18,7 @@ from apothic.protocol.session import (
     ContainerNews,
     Downward,
     Hello,
+    Item,
     Line,
     Outcome,
     Packed,
@@ -29,7 +32,9 @@ from apothic.store.catalog import Catalog
 from apothic.store.db import Database, Tx, audit
 from apothic.store.dispatch import Dispatcher
 from apothic.store.fleet import Fleet, Reconciled
+from apothic.store.holds import Holds
 from apothic.store.jobs import Jobs, NewJob
+from apothic.store.stream import Page, Stream, Wish
 
 LEASE_S = 30.0
 # A minute: of a slow function, containers hold no more jobs than they run.
@@ -45,6 +50,14 @@ def spec(name: str = "f", **options: Any) -> FunctionSpec:
 
 def lines(*texts: str) -> list[Line]:
     return [Line(stream="stdout", text=text, at=1.0) for text in texts]
+
+
+def items(*values: Any, first: int = 0) -> list[Item]:
+    """Return what a generator yielded, as its agent reports it."""
+    return [
+        Item(index=first + n, value=Packed(encoding="json", data=msgspec.json.encode(value)))
+        for n, value in enumerate(values)
+    ]
 
 
 class Store:
@@ -64,6 +77,8 @@ class Store:
             sign=lambda job, attempt: f"{job}.{attempt}", ring=self.rung.append,
             lease_s=limits.get("lease_s", LEASE_S),
         )  # fmt: skip
+        self.holds = Holds(self.db, self.clock, self.jobs, lambda agent, frame: self.frames.append((agent, frame)))
+        self.stream = Stream(self.db, self.jobs)
         self.db.last_word = dispatcher.last_word
         self.numbers: dict[str, int] = {}
 
@@ -80,10 +95,10 @@ class Store:
     async def report(self, given: Assignment, *, seq: int = 0, agent: str = "agt", **what: Any) -> list[str]:
         """Send one report of an attempt; return the tokens that are dead."""
         one = Report(job=given.job, attempt=given.attempt, token=given.token, seq=seq, at=self.clock.now(), **what)
-        return await self.fleet.reports(agent, Reports(number=0, reports=[one]))
+        return (await self.fleet.reports(agent, Reports(number=0, reports=[one]))).dead
 
     async def finish(self, given: Assignment, outcome: Outcome = DONE, *texts: str) -> list[str]:
-        return await self.report(given, began=True, outcome=outcome, lines=lines(*texts))
+        return await self.report(given, began=True, outcome=outcome, said=lines(*texts))
 
     def taken(self) -> list[Assignment]:
         """Return the work that was pushed since the last look."""
@@ -116,6 +131,10 @@ class Store:
 
     async def status(self, job: str) -> str:
         return (await self.jobs.show(job)).status.value
+
+    async def page(self, job: str, after: int | None = -1, *types: str, **more: Any) -> Page:
+        """Return the next page of a job's stream."""
+        return await self.stream.page(Wish(job, after, types, **more))
 
     async def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Read with SQL of the test's own, through a reader."""

@@ -50,10 +50,10 @@ async def test_a_report_that_found_no_room_comes_again(store: Store) -> None:
     await limit_pages(store, await limit_pages(store, 1 << 30) + 60)
     await fill(store, function)
     with pytest.raises(StorageFullError):
-        await store.report(given, began=True, outcome=DONE, lines=lines("y" * 60_000))
+        await store.report(given, began=True, outcome=DONE, said=lines("y" * 60_000))
     assert await store.status(job) == "starting"
     await limit_pages(store, 1 << 30)
-    assert await store.report(given, began=True, outcome=DONE, lines=lines("y" * 60_000)) == []
+    assert await store.report(given, began=True, outcome=DONE, said=lines("y" * 60_000)) == []
     assert await store.status(job) == "succeeded"
 
 

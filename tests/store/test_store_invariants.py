@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from storerig import DONE, Store, broken, lines, spec
+from storerig import DONE, Store, broken, items, lines, spec
 
 from apothic.store.db import audit
 from apothic.store.queries import invariants
@@ -42,6 +42,9 @@ CORRUPTIONS: dict[str, list[str]] = {
     ],
     "status_events": ["UPDATE jobs SET status = 'retrying' WHERE status = 'queued'"],
     "windows_whole": ["UPDATE windows SET kept = kept + 1", "UPDATE windows SET trimmed = 99"],
+    "named_blobs": ["INSERT INTO event_blobs VALUES (1, 99, 'x', 1)"],
+    "items_counted": ["UPDATE events SET data = json_set(data, '$.item_index', 9) WHERE type = 'job.stream_item'"],
+    "restarts_open": ["INSERT INTO restarts VALUES (2, 0)"],
     "waiting_counted": ["UPDATE versions SET waiting = waiting + 1", "DELETE FROM jobs WHERE status = 'queued'"],
     "nothing_in_limbo": ["DELETE FROM leases", "UPDATE jobs SET ended_at = NULL WHERE status = 'succeeded'"],
     "live_is_live": [
@@ -62,7 +65,7 @@ async def test_each_rule_finds_what_breaks_it(store: Store, tmp_path: Path, rule
     ended, running, queued = [await store.submit(function) for _ in range(3)]
     await store.finish(store.taken()[0], DONE, "one", "two")
     (given,) = store.taken()
-    await store.report(given, began=True, lines=lines("three"))
+    await store.report(given, began=True, said=[*lines("three"), *items("four", "five")])
     assert [await store.status(job) for job in (ended, running, queued)] == ["succeeded", "running", "queued"]
     await store.db.close()
     assert broken(store.path) == {}

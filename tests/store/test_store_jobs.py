@@ -95,9 +95,9 @@ async def test_reports_are_applied_once(store: Store) -> None:
     job = await store.submit(await store.live())
     (given,) = store.taken()
     for _ in range(2):
-        assert await store.report(given, seq=0, began=True, lines=lines("a")) == []
-    assert await store.report(given, seq=1, lines=lines("b")) == []
-    assert await store.report(given, seq=0, began=True, lines=lines("a")) == []
+        assert await store.report(given, seq=0, began=True, said=lines("a")) == []
+    assert await store.report(given, seq=1, said=lines("b")) == []
+    assert await store.report(given, seq=0, began=True, said=lines("a")) == []
     logs = await store.jobs.logs(job, after=-1, limit=10)
     assert [line.text for line in logs.lines] == ["a", "b"]
     assert await store.report(given, seq=2, outcome=DONE) == []
@@ -114,7 +114,7 @@ async def test_a_report_out_of_order_refuses_its_frame_whole(store: Store) -> No
     with pytest.raises(ConflictError, match="report 1 came before report 0"):
         await store.fleet.reports("agt", Reports(number=1, reports=[good, gap]))
     assert [await store.status(job) for job in (one, two)] == ["starting", "starting"]
-    assert await store.fleet.reports("agt", Reports(number=1, reports=[good])) == []
+    assert await store.fleet.reports("agt", Reports(number=1, reports=[good])) == ([], [])
     assert await store.status(one) == "succeeded"
 
 
@@ -126,7 +126,7 @@ async def test_a_stale_token_writes_nothing(store: Store) -> None:
     await store.fleet.sweep()
     assert await store.status(job) == "retrying"
     before = await store.rows("SELECT count(*) FROM events")
-    assert await store.report(old, seq=1, outcome=DONE, lines=lines("late")) == [old.token]
+    assert await store.report(old, seq=1, outcome=DONE, said=lines("late")) == [old.token]
     assert await store.rows("SELECT count(*) FROM events") == before
 
 
@@ -135,7 +135,7 @@ async def test_a_token_with_another_jobs_name_writes_nothing(store: Store) -> No
     one, two = await store.submit(function), await store.submit(function)
     first, _ = store.taken()
     forged = Report(job=two, attempt=1, token=first.token, seq=0, at=0.0, began=True, outcome=DONE)
-    assert await store.fleet.reports("agt", Reports(number=0, reports=[forged])) == [first.token]
+    assert await store.fleet.reports("agt", Reports(number=0, reports=[forged])) == ([first.token], [])
     assert [await store.status(job) for job in (one, two)] == ["starting", "starting"]
 
 
@@ -143,7 +143,7 @@ async def test_the_log_window_trims_by_lines(store: Store) -> None:
     job = await store.submit(await store.live("app", spec(stream_window=10)))
     (given,) = store.taken()
     for n in range(5):
-        await store.report(given, seq=n, began=n == 0, lines=lines(*(f"{n}.{i}" for i in range(7))))
+        await store.report(given, seq=n, began=n == 0, said=lines(*(f"{n}.{i}" for i in range(7))))
     logs = await store.jobs.logs(job, after=-1, limit=100)
     assert [line.line for line in logs.lines] == list(range(25, 35))
     assert logs.trimmed == 25
@@ -163,16 +163,16 @@ async def test_more_lines_at_once_than_the_window(store: Store) -> None:
 
 
 async def test_the_log_window_trims_by_bytes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "LOG_BYTES", 4096)
+    monkeypatch.setitem(events.BUDGETS, events.LOG, 4096)
     job = await store.submit(await store.live())
     (given,) = store.taken()
     for n in range(20):
-        await store.report(given, seq=n, began=n == 0, lines=lines("ä" * 500))
+        await store.report(given, seq=n, began=n == 0, said=lines("ä" * 500))
     ((kept, size, lost, _),) = await store.rows("SELECT kept, bytes, lost, trimmed FROM windows")
     assert size <= 4096 and kept + lost == 20 and 5 <= kept <= 8
-    await store.report(given, seq=20, lines=lines("x" * 10_000))
+    await store.report(given, seq=20, said=lines("x" * 10_000))
     assert (await store.jobs.logs(job, after=-1, limit=100)).trimmed == 21  # one line alone may be too much
-    await store.report(given, seq=21, lines=lines("small"), outcome=DONE)
+    await store.report(given, seq=21, said=lines("small"), outcome=DONE)
     logs = await store.jobs.logs(job, after=-1, limit=100)
     assert [(line.line, line.text) for line in logs.lines] == [(21, "small")]
 
@@ -196,7 +196,7 @@ async def test_a_continued_line_stays_marked(store: Store) -> None:
     job = await store.submit(await store.live())
     (given,) = store.taken()
     parts = [Line(stream="stderr", text="a\x00b", at=1.0, cont=True), Line(stream="stderr", text='"c"', at=1.0)]
-    await store.report(given, began=True, lines=parts, outcome=DONE)
+    await store.report(given, began=True, said=parts, outcome=DONE)
     logs = (await store.jobs.logs(job, after=-1, limit=10)).lines
     assert [(line.text, line.cont, line.stream) for line in logs] == [
         ("a\x00b", True, "stderr"), ('"c"', False, "stderr"),
@@ -219,7 +219,7 @@ async def test_what_is_given_back_is_queued_again_ten_times(store: Store) -> Non
 async def test_a_lost_workers_failure_has_the_last_lines(store: Store) -> None:
     job = await store.jobs.submit(new_job(await store.live(), delivery="at_most_once"))
     (given,) = store.taken()
-    await store.report(given, began=True, lines=lines(*(str(n) for n in range(30))))
+    await store.report(given, began=True, said=lines(*(str(n) for n in range(30))))
     await store.fleet.dead("h", 1)
     failure = (await store.jobs.show(job)).failure
     assert failure is not None and failure.kind == "worker_lost"

@@ -105,7 +105,7 @@ class Lives(RuleBasedStateMachine):
     def report(self, data: st.DataObject, outcome: Outcome | None, said: int) -> None:
         n = data.draw(st.integers(0, len(self.held) - 1))
         given, seq = self.held[n]
-        what = {"began": outcome is not BEHIND, "lines": lines(*"x" * said), "outcome": outcome}
+        what = {"began": outcome is not BEHIND, "said": lines(*"x" * said), "outcome": outcome}
         dead = self.do(self.store.report(given, seq=seq, **what))
         again = self.do(self.store.report(given, seq=seq, **what))
         assert outcome is None or dead or again == [given.token]

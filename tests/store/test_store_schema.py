@@ -15,7 +15,7 @@ from apothic.store import db as database
 from apothic.store.queries import migrations, named, queries, read
 
 SOURCES = Path(database.__file__).parents[1]
-_USE = re.compile(r"\b(?:run|many|one|all)\(\s*\"(\w+)\"")
+_USE = re.compile(r"\b(?:run|many|one|all|each)\(\s*\"(\w+)\"")
 
 
 def schema(connection: sqlite3.Connection) -> list[tuple[str, ...]]:

@@ -147,6 +147,7 @@ class Stage:
         """Let time pass, then do one round of the sweeps, as their loop does every second."""
         await self.clock.advance(seconds)
         await self.control.jobs.expire()
+        await self.control.holds.sweep()
         for lease in (await self.control.fleet.sweep()).overdue:
             self.control.sessions.drop(lease)
 
@@ -332,7 +333,7 @@ class Puppet:
         if what.get("outcome") is not None:
             self.held.pop(given.token, None)
         at = self.stage.clock.now()
-        return Report(job=given.job, attempt=given.attempt, token=given.token, seq=seq, at=at, lines=lines, **what)
+        return Report(job=given.job, attempt=given.attempt, token=given.token, seq=seq, at=at, said=lines, **what)
 
     async def begin(self, given: Assignment) -> None:
         await self.tell(self.report(given, began=True))

@@ -63,7 +63,15 @@ class Stop(Struct, frozen=True, kw_only=True, tag="stop"):
     """No more work: end when idle."""
 
 
-Command = Setup | Run | Cancel | Stop
+class Taken(Struct, frozen=True, kw_only=True, tag="taken"):
+    """The items of an attempt below `upto` are on disk, so that many more may be on their way."""
+
+    job: str
+    attempt: int
+    upto: int
+
+
+Command = Setup | Run | Cancel | Stop | Taken
 
 # --- container → agent ------------------------------------------------------------------------------------------
 
@@ -84,12 +92,28 @@ class Output(Struct, frozen=True, kw_only=True, tag="output"):
     data: bytes
 
 
+class Items(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="items"):
+    """What a generator yielded, in order from number `first` on.
+
+    A value that names a blob comes alone, with its bytes in the file `path`, which the agent deletes.
+    """
+
+    job: str
+    first: int
+    values: list[Packed]
+    path: str | None = None
+
+
 class Done(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="done"):
-    """The function's value. `path` is the file with its bytes when `value` names a blob; the agent deletes it."""
+    """The function's value. `path` is the file with its bytes when `value` names a blob; the agent deletes it.
+
+    `items` is how many a generator has yielded; its value is what it returned.
+    """
 
     job: str
     value: Packed
     path: str | None = None
+    items: int | None = None
 
 
 class Failed(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
@@ -100,7 +124,7 @@ class Failed(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"
     cancelled: bool = False
 
 
-News = Ready | StartFailed | Output | Done | Failed
+News = Ready | StartFailed | Output | Items | Done | Failed
 
 # --- bytes ------------------------------------------------------------------------------------------------------
 

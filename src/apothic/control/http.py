@@ -6,7 +6,7 @@ import ipaddress
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import msgspec
@@ -16,10 +16,11 @@ from apothic.control import metrics, pages
 from apothic.control.keys import Keys, Principal, refused
 from apothic.control.plane import Asker, Plane
 from apothic.control.sessions import Sessions
+from apothic.control.streams import Connection
 from apothic.errors import ApothicError, AuthError, InvalidRequestError, NotFoundError, PayloadTooLargeError
 from apothic.protocol.lifecycle import FINAL
-from apothic.protocol.messages import ErrorBody, ErrorReply, Health, JobResult
-from apothic.protocol.routes import ROUTES, SESSION_PATH, Route
+from apothic.protocol.messages import ErrorBody, ErrorReply, FollowJob, Health, JobResult
+from apothic.protocol.routes import EVENTS, ROUTES, SESSION_PATH, Route
 from apothic.store.gauges import Gauges
 
 log = logging.getLogger("apothic.control")
@@ -27,7 +28,7 @@ log = logging.getLogger("apothic.control")
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-JSON, MSGPACK = "application/json", "application/msgpack"
+JSON, MSGPACK, EVENT_STREAM = "application/json", "application/msgpack", "text/event-stream"
 # A batch of 500 inputs of 64 KiB, in base64, with room to spare. Larger values are blobs, which are streamed.
 LARGEST_BODY = 64 * 1024 * 1024
 NOBODY = Principal("", ())
@@ -46,7 +47,8 @@ class _Match:
     def from_text(self, name: str, text: list[str]) -> Any:
         """Decode one field of the path or the query by its declared type."""
         try:
-            return msgspec.convert(text[-1], self.types[name], strict=False)
+            given = text if get_origin(self.types[name]) is list else text[-1]
+            return msgspec.convert(given, self.types[name], strict=False)
         except msgspec.ValidationError as error:
             raise InvalidRequestError(f"{name}: {error}") from error
 
@@ -100,15 +102,12 @@ class Http:
             return
         match, in_path = self._find(scope["method"], scope["raw_path"].decode("latin-1").partition("?")[0])
         route = match.route
-        asker = Asker(await self._principal(route, headers), MSGPACK in headers.get("accept", ""))
-        fields = {name: match.from_text(name, [text]) for name, text in in_path.items()}
-        for name, texts in parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True).items():
-            if name not in match.query:
-                raise InvalidRequestError(
-                    f"{route.path} has no parameter {name!r}",
-                    hint=f"it knows {', '.join(sorted(match.query)) or 'none'}",
-                )
-            fields[name] = match.from_text(name, texts)
+        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        asker = Asker(await self._principal(route, headers, query), MSGPACK in headers.get("accept", ""))
+        fields = _fields(match, in_path, query)
+        if route.streamed and wants_stream(headers, query):
+            await self._stream(asker, _followed(route, fields, headers), headers, scope, receive, send)
+            return
         if route.raw:
             await self._blob(route, asker, route.ask(**fields), receive, send)
             return
@@ -146,8 +145,14 @@ class Http:
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             raise forbidden("requests from pages of another site are refused")
 
-    async def _principal(self, route: Route[Any, Any], headers: dict[str, str]) -> Principal:
-        return NOBODY if route.scope is None else await self._allowed(route.scope, headers)
+    async def _principal(
+        self, route: Route[Any, Any], headers: dict[str, str], query: dict[str, list[str]]
+    ) -> Principal:
+        if route.scope is None:
+            return NOBODY
+        if route.streamed and "token" in query and "authorization" not in headers:
+            return await self._keys.check_stream(query["token"][-1])
+        return await self._allowed(route.scope, headers)
 
     async def _allowed(self, scope: str, headers: dict[str, str]) -> Principal:
         principal = await self._identify(headers)
@@ -160,6 +165,26 @@ class Http:
         if scheme.lower() != "bearer" or not text:
             raise refused()
         return await self._keys.check(text.strip())
+
+    async def _stream(
+        self, asker: Asker, ask: FollowJob, headers: dict[str, str], scope: dict[str, Any], receive: Receive, send: Send
+    ) -> None:
+        """Answer with server-sent events."""
+
+        async def gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        async def allowed() -> bool:
+            try:
+                if asker.principal.only is not None:
+                    return await self._keys.still_good(asker.principal.id)
+                return (await self._identify(headers)).may(EVENTS.scope or "")
+            except ApothicError:
+                return False
+
+        abort = scope.get("state", {}).get("abort", lambda: None)
+        await self._plane.follow(asker, ask, Connection(send, gone, allowed, abort, asker.principal.id))
 
     async def _blob(self, route: Route[Any, Any], asker: Asker, ask: Any, receive: Receive, send: Send) -> None:
         if route.method == "PUT":
@@ -224,6 +249,37 @@ class Refused(Exception):
 def forbidden(message: str, hint: str = "") -> Refused:
     """Return a 403."""
     return Refused(403, AuthError(message, hint=hint))
+
+
+def wants_stream(headers: dict[str, str], query: dict[str, list[str]]) -> bool:
+    """Tell whether a reader wants server-sent events: it says so, or says nothing of the kind (`curl -N`)."""
+    accept = headers.get("accept", "*/*")
+    return EVENT_STREAM in accept or (accept.strip() == "*/*" and not {"limit", "wait_s"} & set(query))
+
+
+def _fields(match: _Match, in_path: dict[str, str], query: dict[str, list[str]]) -> dict[str, Any]:
+    fields = {name: match.from_text(name, [text]) for name, text in in_path.items()}
+    for name, texts in query.items():
+        if name not in match.query:
+            raise InvalidRequestError(
+                f"{match.route.path} has no parameter {name!r}",
+                hint=f"it knows {', '.join(sorted(match.query)) or 'none'}",
+            )
+        fields[name] = match.from_text(name, texts)
+    return fields
+
+
+def _followed(route: Route[Any, Any], fields: dict[str, Any], headers: dict[str, str]) -> FollowJob:
+    # An EventSource that reconnects sends the URL it was made with, and its true place in this header.
+    if "last-event-id" in headers:
+        try:
+            fields["after"] = int(headers["last-event-id"])
+        except ValueError:
+            raise InvalidRequestError(
+                "Last-Event-ID is no index", hint="it is the id of a frame of the stream"
+            ) from None
+    ask: FollowJob = _convert(route, fields)
+    return ask
 
 
 def _split(url: str) -> SplitResult | None:

@@ -31,11 +31,18 @@ class Hub:
 
     def __init__(self) -> None:
         self._bells: dict[str, set[Bell]] = {}
+        self._rings: dict[str, int] = {}
 
     def ring(self, topic: str) -> None:
         """Wake everyone who listens to the topic."""
-        for bell in self._bells.get(topic, ()):
-            bell.ring(topic)
+        if topic in self._bells:
+            self._rings[topic] += 1
+            for bell in self._bells[topic]:
+                bell.ring(topic)
+
+    def rings(self, topic: str) -> int:
+        """Return how often a topic has rung while anybody listened: between two equal answers nothing happened."""
+        return self._rings[topic]
 
     @contextmanager
     def listen(self, topics: Iterable[str]) -> Iterator[Bell]:
@@ -43,6 +50,7 @@ class Hub:
         bell, topics = Bell(), list(topics)
         for topic in topics:
             self._bells.setdefault(topic, set()).add(bell)
+            self._rings.setdefault(topic, 0)
         try:
             yield bell
         finally:
@@ -51,7 +59,7 @@ class Hub:
                 if bells is not None:
                     bells.discard(bell)
                     if not bells:
-                        del self._bells[topic]
+                        del self._bells[topic], self._rings[topic]
 
     def __repr__(self) -> str:
         return f"<Hub {sum(map(len, self._bells.values()))} listening>"

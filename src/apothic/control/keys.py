@@ -35,15 +35,18 @@ IMPLIES: dict[str, frozenset[str]] = {
 }
 # How long a key that was looked up is believed, so that revoking holds within a few seconds everywhere.
 BELIEVED_S = 5.0
+# A browser's EventSource cannot show a key in a header, and a key has no business in a URL, which is logged everywhere.
+STREAM_TOKEN, STREAM_TOKEN_S = "apothic_stream_", 300.0
 
 
 @dataclass(frozen=True)
 class Principal:
-    """Who asks. `job` is set when it is a running job that calls others."""
+    """Who asks. `job` is set when it is a running job that calls others; `only`, when it may see that one job alone."""
 
     id: str
     scopes: tuple[str, ...]
     job: str | None = None
+    only: str | None = None
 
     def may(self, scope: str) -> bool:
         """Tell whether this opens what needs `scope`."""
@@ -124,8 +127,7 @@ class Keys:
         if not looks_right(text):
             raise refused()
         view = await self._look_up(hash_of(text))
-        now = self._clock.now()
-        if view is None or view.revoked_at is not None or (view.expires_at is not None and view.expires_at <= now):
+        if view is None or not self._holds(view):
             raise refused()
         return Principal(view.id, tuple(view.scopes))
 
@@ -157,6 +159,34 @@ class Keys:
         if view.status not in LEASED or str(view.attempt) != attempt:
             raise refused()
         return Principal(job, ("invoke",), job=job)
+
+    def sign_stream(self, job: str, principal: Principal) -> tuple[str, float]:
+        """Return a token that opens the stream of one job, read only, and until when. It ends with the key it is of."""
+        expires_at = self._clock.now() + STREAM_TOKEN_S
+        body = f"{job}.{principal.id}.{int(expires_at)}"
+        return f"{STREAM_TOKEN}{body}.{self._mac(body)}", expires_at
+
+    async def check_stream(self, text: str) -> Principal:
+        """Return who presents a stream's token. Raises `AuthError`."""
+        body, _, mac = text.removeprefix(STREAM_TOKEN).rpartition(".")
+        if not (text.isascii() and text.startswith(STREAM_TOKEN) and hmac.compare_digest(mac, self._mac(body))):
+            raise refused()
+        job, key, expires_at = body.split(".")
+        if int(expires_at) <= self._clock.now() or not await self.still_good(key):
+            raise refused()
+        return Principal(key, ("logs",), only=job)
+
+    async def still_good(self, key_id: str) -> bool:
+        """Tell whether a key, or the job that it stands for, still opens anything."""
+        if ids.is_id(key_id, "job"):
+            assert self._jobs is not None
+            return (await self._jobs.show(key_id)).status in LEASED
+        view = await self._catalog.key(key_id)
+        return view is not None and self._holds(view)
+
+    def _holds(self, view: KeyView) -> bool:
+        now = self._clock.now()
+        return view.revoked_at is None and (view.expires_at is None or view.expires_at > now)
 
     def _mac(self, body: str) -> str:
         return hmac.new(self._secret, body.encode(), hashlib.sha256).hexdigest()

@@ -7,27 +7,33 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import msgspec
+
 from apothic import __version__
 from apothic.clock import Clock, wait_for
 from apothic.control.deadlock import Waits
 from apothic.control.hub import Hub
 from apothic.control.keys import Keys, Principal
 from apothic.control.sessions import Sessions
+from apothic.control.streams import Connection, Streams
 from apothic.errors import AuthError, InvalidRequestError, NotFoundError
 from apothic.protocol import messages as m
 from apothic.protocol import values
+from apothic.protocol.events import check_types
 from apothic.protocol.lifecycle import FINAL
 from apothic.protocol.session import Packed
 from apothic.store.blobs import Blobs
 from apothic.store.catalog import Catalog
 from apothic.store.fleet import Fleet
 from apothic.store.jobs import Ended, Jobs, NewJob, no_job
+from apothic.store.stream import PAGE_EVENTS, Page, Wish
 
 T = TypeVar("T")
 
 # As many inputs as one transaction of about 20 ms holds; a client's pump sends no more at once either.
 LARGEST_BATCH = 500
 LARGEST_GATHER = 10_000
+LONGEST_POLL_S = 25.0  # below the 30 s after which proxies end a request that is silent
 # At 1,000 jobs outstanding an answer a job came to 140 jobs a second, an answer each 10 ms to what containers do.
 LINGER_S = 0.01
 
@@ -45,7 +51,7 @@ class Plane:
 
     def __init__(
         self, *, jobs: Jobs, catalog: Catalog, fleet: Fleet, blobs: Blobs, keys: Keys, hub: Hub, sessions: Sessions,
-        clock: Clock, max_wait_s: float, inline_limit: int,
+        streams: Streams, clock: Clock, max_wait_s: float, inline_limit: int,
     ) -> None:  # fmt: skip
         self._jobs = jobs
         self._catalog = catalog
@@ -54,6 +60,7 @@ class Plane:
         self._keys = keys
         self._hub = hub
         self._sessions = sessions
+        self._streams = streams
         self._clock = clock
         self._max_wait_s = max_wait_s
         self._inline_limit = inline_limit
@@ -129,6 +136,7 @@ class Plane:
                 deployment_id=ask.deployment_id,
                 idempotency_key=check_key(ask.idempotency_key),
                 parent=asker.principal.job,
+                attached=ask.attached,
             )
         )
         return await self._result(asker, job, ask.wait_s)
@@ -184,7 +192,10 @@ class Plane:
 
     async def _check_sees(self, asker: Asker, scope: str, jobs: list[str]) -> None:
         """Refuse the jobs of others: for a key of single functions they do not exist."""
-        if not asker.principal.may_everywhere(scope):
+        if asker.principal.only is not None:
+            if any(job != asker.principal.only for job in jobs):
+                raise no_job(next(job for job in jobs if job != asker.principal.only))
+        elif not asker.principal.may_everywhere(scope):
             for job in jobs:
                 view = await self._jobs.show(job)
                 if not asker.principal.sees(scope, view.app, view.function):
@@ -234,6 +245,24 @@ class Plane:
 
         logs = await self._wait(ask.job, ask.wait_s, look)
         return logs if logs is not None else await self._jobs.logs(ask.job, after=ask.after, limit=ask.limit)
+
+    async def events(self, asker: Asker, ask: m.FollowJob) -> m.EventPage:
+        await self._check_sees(asker, "logs", [ask.job])
+        with self.waits.on(asker.principal.job, [ask.job]):
+            page = await self._streams.page(wish(ask, oldest=True), min(self._bounded(ask.wait_s), LONGEST_POLL_S))
+        return paged(asker, page)
+
+    async def follow(self, asker: Asker, ask: m.FollowJob, other: Connection) -> None:
+        """Answer with server-sent events; what `events` is in pages."""
+        await self._check_sees(asker, "logs", [ask.job])
+        with self.waits.on(asker.principal.job, [ask.job]):
+            await self._streams.serve(wish(ask), other, attached=ask.attached)
+
+    async def stream_token(self, asker: Asker, ask: m.CreateStreamToken) -> m.StreamToken:
+        await self._check_sees(asker, "logs", [ask.job])
+        await self._jobs.show(ask.job)
+        token, expires_at = self._keys.sign_stream(ask.job, asker.principal)
+        return m.StreamToken(token=token, expires_at=expires_at, url=f"/v1/jobs/{ask.job}/events?token={token}")
 
     async def cancel(self, asker: Asker, ask: m.CancelJob) -> m.JobStatus:
         await self._check_sees(asker, "cancel", [ask.job])
@@ -292,6 +321,36 @@ def told(asker: Asker, ended: Ended) -> m.JobResult:
     """Return a job's end in the asker's codec."""
     value = values.to_wire(ended.value, binary=asker.binary) if ended.value is not None else None
     return m.JobResult(job=ended.job, value=value)
+
+
+def wish(ask: m.FollowJob, *, oldest: bool = False) -> Wish:
+    """Return what a reader asks for, checked. Raises `InvalidRequestError`."""
+    try:
+        types = check_types(ask.type)
+    except ValueError as error:
+        raise InvalidRequestError(str(error)) from None
+    if ask.after is not None and ask.after < -1:
+        raise InvalidRequestError("after is the index that was dealt with last, or -1 for none")
+    if not 1 <= ask.limit <= PAGE_EVENTS:
+        raise InvalidRequestError(f"limit is a number of events from 1 to {PAGE_EVENTS:,}")
+    return Wish(ask.job, ask.after, types, ask.snapshot, ask.limit, oldest)
+
+
+def paged(asker: Asker, page: Page) -> m.EventPage:
+    """Return a page as a message. What is stored is JSON already; MessagePack needs it taken apart."""
+
+    def read(text: str) -> Any:
+        return msgspec.json.decode(text) if asker.binary else msgspec.Raw(text.encode())
+
+    return m.EventPage(
+        events=[m.Event(event=kind, index=index, data=read(data)) for index, kind, data in page.events],
+        next_index=page.next_index,
+        head_index=page.head,
+        oldest_index=page.oldest,
+        end=page.end,
+        reset=read(page.reset[1]) if page.reset is not None else None,
+        snapshot=read(page.snapshot) if page.snapshot is not None else None,
+    )
 
 
 def check_manifest(ask: m.Deploy) -> None:

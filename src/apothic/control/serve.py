@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from apothic import __version__
 from apothic.clock import Clock, SystemClock, wait_for
@@ -29,6 +30,7 @@ from apothic.control.keys import Keys, write_private
 from apothic.control.plan import plan
 from apothic.control.plane import Plane
 from apothic.control.sessions import Sessions
+from apothic.control.streams import Streams
 from apothic.control.sweeps import idle, sweep, unlock
 from apothic.errors import ApothicError, ConfigError, ServerUnavailableError
 from apothic.probe import Probe, from_environment
@@ -39,7 +41,9 @@ from apothic.store.db import Database
 from apothic.store.dispatch import Dispatcher
 from apothic.store.fleet import Fleet
 from apothic.store.gauges import read_gauges
+from apothic.store.holds import Holds
 from apothic.store.jobs import Jobs
+from apothic.store.stream import Stream
 
 Announce = Callable[[str, str | None], None]
 
@@ -87,9 +91,14 @@ class ControlPlane:
             lease_s=settings.lease_s,
         )  # fmt: skip
         self.db.last_word = dispatcher.last_word
+        self.holds = Holds(self.db, clock, self.jobs, self.sessions.push)
+        self.streams = Streams(
+            Stream(self.db, self.jobs), self.holds, self.hub, clock, settings.streams_max, random.Random()
+        )
         self.plane = Plane(
             jobs=self.jobs, catalog=self.catalog, fleet=self.fleet, blobs=self.blobs, keys=self.keys, hub=self.hub,
-            sessions=self.sessions, clock=clock, max_wait_s=settings.max_wait_s, inline_limit=settings.inline_limit,
+            sessions=self.sessions, streams=self.streams, clock=clock, max_wait_s=settings.max_wait_s,
+            inline_limit=settings.inline_limit,
         )  # fmt: skip
         self.http = Http(
             self.plane, self.keys, self.sessions, known_hosts(settings.host), partial(read_gauges, self.db)
@@ -104,6 +113,7 @@ class ControlPlane:
         await self.keys.from_file(data_dir / "admin.key", "admin of this data directory", ["admin"])
         await self.keys.from_file(data_dir / "agent.key", "agent of this data directory", ["worker"])
         await self.fleet.restart()
+        await self.holds.restart()
 
     async def _problems(self) -> list[str]:
         """Return what keeps this server from taking jobs. An agent can always be started: the engine sees to it."""
@@ -115,6 +125,14 @@ class ControlPlane:
         except ApothicError as error:
             return [f"the store takes no writes: {error.message}"]
         return []
+
+
+class _Door(HttpToolsProtocol):
+    """uvicorn's connection, with a way to drop it: a stream's reader that takes nothing would else stay for ever."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "abort": transport.abort}
 
 
 class _Server(uvicorn.Server):
@@ -166,7 +184,7 @@ async def _serve(
     write_private(about, json.dumps({**document, "version": __version__}) + "\n")
     announce(base_url, None)
     loops = [
-        asyncio.create_task(sweep(control.jobs, control.fleet, control.sessions.drop, clock)),
+        asyncio.create_task(sweep(control.jobs, control.fleet, control.holds, control.sessions.drop, clock)),
         asyncio.create_task(engine.keep(control)),
     ]
     loops.append(asyncio.create_task(unlock(control.plane.waits, control.fleet, clock)))
@@ -195,6 +213,7 @@ async def _stop(
         await wait_for(clock, control.sessions.changed, until - clock.monotonic())
     await engine.ended(control, 5.0)
     control.sessions.close()
+    control.streams.close()
     loops[0].cancel()
     await asyncio.gather(*loops, return_exceptions=True)
 
@@ -202,7 +221,7 @@ async def _stop(
 def _uvicorn(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=_Door,
         ws="websockets-sansio",
         lifespan="off",
         log_config=None,

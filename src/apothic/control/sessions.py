@@ -158,9 +158,10 @@ class Sessions:
     async def _apply(self, session: Session, frame: Reports | Renew) -> None:
         try:
             if isinstance(frame, Reports):
-                session.dead.update(await self._fleet.reports(session.agent, frame))
+                applied = await self._fleet.reports(session.agent, frame)
+                session.dead.update(applied.dead)
                 self._probe.reach("report.reply")
-                session.push(Acknowledge(number=frame.number))
+                session.push(Acknowledge(number=frame.number, paused=applied.paused))
             else:
                 await (self._fleet.leaving if frame.leaving else self._fleet.renew)(session.agent)
                 dead, session.dead = sorted(session.dead), set()

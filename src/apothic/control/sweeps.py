@@ -10,6 +10,7 @@ from apothic.control.deadlock import Waits, deadlocked
 from apothic.control.plan import plan
 from apothic.errors import ApothicError
 from apothic.store.fleet import Fleet, Overdue
+from apothic.store.holds import Holds
 from apothic.store.jobs import Jobs
 
 Drop = Callable[[Overdue], None]  # tell an agent that a lease of its is over
@@ -26,7 +27,7 @@ LATE_S = 0.5
 IDLE_S = 15 * 60.0
 
 
-async def sweep(jobs: Jobs, fleet: Fleet, drop: Drop, clock: Clock) -> None:
+async def sweep(jobs: Jobs, fleet: Fleet, holds: Holds, drop: Drop, clock: Clock) -> None:
     """Sweep for ever, and tell the agents which leases were ended.
 
     A failed round (a full disk, say) is logged, and the next one tries again. The time between counts as our absence:
@@ -42,6 +43,7 @@ async def sweep(jobs: Jobs, fleet: Fleet, drop: Drop, clock: Clock) -> None:
                 await fleet.overslept(late_s)
                 due_at = clock.monotonic()
             await jobs.expire()
+            await holds.sweep()
             swept = await fleet.sweep()
             for lease in swept.overdue:
                 drop(lease)

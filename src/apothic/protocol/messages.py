@@ -235,6 +235,7 @@ class Submit(Struct, frozen=True, kw_only=True, omit_defaults=True):
     accept: list[Encoding] = msgspec.field(default_factory=lambda: ["json"])
     deployment_id: str | None = None
     options: CallOptions = CallOptions()
+    attached: bool = False  # keep every item until the caller's own stream was sent it
     wait_s: float = 0.0
 
 
@@ -264,6 +265,7 @@ class JobView(Struct, frozen=True, kw_only=True):
     status: Status
     attempt: int
     created_at: float
+    is_generator: bool = False
     run_at: float | None = None
     started_at: float | None = None
     ended_at: float | None = None
@@ -341,6 +343,59 @@ class JobLogs(Struct, frozen=True, kw_only=True):
     lines: list[LogLine]
     trimmed: int
     ended: bool
+
+
+class FollowJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Ask for the events of a job behind `after`, of the types named, or of all.
+
+    `snapshot` puts the job's state first; without `after`, events follow from there. `limit` and `wait_s` are for pages
+    of JSON; a stream of server-sent events needs neither. `attached` is the one stream for which items are kept.
+    `token` opens it instead of a key.
+    """
+
+    job: str
+    after: int | None = None
+    type: list[str] = []
+    snapshot: bool = False
+    limit: int = 1_000
+    wait_s: float = 0.0
+    attached: bool = False
+    token: str | None = None
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """One event; `data` as the stream's frame has it. The docs on streams say what is in it."""
+
+    event: str
+    index: int | None
+    data: Any
+
+
+class EventPage(Struct, frozen=True, kw_only=True):
+    """A page of a job's events: the `snapshot` came before them, the `reset` comes behind them.
+
+    `next_index` goes into `after` for the next page. `end` says that none follows: `job.end` is in this one, or before.
+    """
+
+    events: list[Event]
+    next_index: int
+    head_index: int
+    oldest_index: int | None
+    end: bool
+    reset: Any = None
+    snapshot: Any = None
+
+
+class CreateStreamToken(Struct, frozen=True, kw_only=True):
+    job: str
+
+
+class StreamToken(Struct, frozen=True, kw_only=True):
+    """For a browser's `EventSource`, which cannot show a key: `url` opens the one job's stream until `expires_at`."""
+
+    token: str
+    expires_at: float
+    url: str
 
 
 class CancelJob(Struct, frozen=True, kw_only=True):

@@ -35,6 +35,7 @@ class Route(Generic[A, R]):
     query: tuple[str, ...] = ()
     resend: bool = False  # asking twice does what asking once does, so the client may
     raw: bool = False  # the body is bytes, streamed
+    streamed: bool = False  # the answer may be server-sent events instead
 
     @property
     def in_path(self) -> tuple[str, ...]:
@@ -99,6 +100,14 @@ RESULT = _route(
     "How a job ended: 200, or 202 when it has not within wait_s (at most 60)", scope="read:jobs",
 )  # fmt: skip
 LOGS = _route("logs", "GET /v1/jobs/{job}/logs", m.ShowLogs, m.JobLogs, "The retained lines of a job", scope="logs")
+EVENTS = _route(
+    "events", "GET /v1/jobs/{job}/events", m.FollowJob, m.EventPage,
+    "A job's events: server-sent with Accept: text/event-stream, else a page", scope="logs", streamed=True,
+)  # fmt: skip
+STREAM_TOKEN = _route(
+    "stream_token", "POST /v1/jobs/{job}/stream-token", m.CreateStreamToken, m.StreamToken,
+    "Make a token that opens this job's stream, read only, for 5 minutes", scope="logs", resend=True,
+)  # fmt: skip
 CANCEL = _route(
     "cancel", "POST /v1/jobs/{job}/cancel", m.CancelJob, m.JobStatus, "Cancel a job; answers its status",
     scope="cancel", resend=True,
@@ -122,8 +131,8 @@ LIST_AGENTS = _route("list_agents", "GET /v1/agents", m.ListAgents, m.AgentList,
 
 ROUTES: tuple[Route[Any, Any], ...] = (
     HEALTHZ, READYZ, DEPLOY, LIST_DEPLOYMENTS, ACTIVATE, SHOW_DEPLOYMENT, LIST_APPS, SHOW_APP, STOP_APP,
-    FIND_FUNCTIONS, SHOW_FUNCTION, SUBMIT, SUBMIT_BATCH, GATHER, LIST_JOBS, SHOW_JOB, RESULT, LOGS, CANCEL, RETRY,
-    PUT_BLOB, HEAD_BLOB, GET_BLOB, LIST_KEYS, CREATE_KEY, REVOKE_KEY, LIST_AGENTS,
+    FIND_FUNCTIONS, SHOW_FUNCTION, SUBMIT, SUBMIT_BATCH, GATHER, LIST_JOBS, SHOW_JOB, RESULT, LOGS, EVENTS,
+    STREAM_TOKEN, CANCEL, RETRY, PUT_BLOB, HEAD_BLOB, GET_BLOB, LIST_KEYS, CREATE_KEY, REVOKE_KEY, LIST_AGENTS,
 )  # fmt: skip
 
 SESSION_PATH = "/v1/agents/session"  # the agent's websocket

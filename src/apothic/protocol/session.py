@@ -61,23 +61,37 @@ class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
     leaving: bool = False  # I finish what I have, and take no more
 
 
-class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Line(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="line"):
+    """One line of what an attempt printed."""
+
     stream: Literal["stdout", "stderr", "system"]
     text: str
     at: float
     cont: bool = False
 
 
+class Item(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="item"):
+    """What a generator yielded. `index` counts them from 0 within the attempt; a blob that `value` names is stored."""
+
+    index: int
+    value: Packed
+
+
+Said = Line | Item
+
+
 class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How an attempt ended: a `value`, a `failure`, or given back unbegun (`requeue` has the reason).
 
-    `behind` is a job given back because it waited behind a long one: nobody's fault, so no budget pays.
+    `behind` is a job given back because it waited behind a long one: nobody's fault, so no budget pays. `items` is how
+    many a generator has yielded in all; its `value` is what it returned.
     """
 
     value: Packed | None = None
     failure: Failure | None = None
     requeue: str | None = None
     behind: bool = False
+    items: int | None = None
     ran_s: float = 0.0  # from its begin to its end, by the agent's clock
 
 
@@ -90,7 +104,7 @@ class Report(Struct, frozen=True, kw_only=True, omit_defaults=True):
     seq: int
     at: float
     began: bool = False
-    lines: list[Line] = []
+    said: list[Said] = []  # lines and items, in the order in which they came
     outcome: Outcome | None = None
 
 
@@ -161,10 +175,20 @@ class CancelAttempt(Struct, frozen=True, kw_only=True, tag="cancel"):
     token: str
 
 
-class Acknowledge(Struct, frozen=True, kw_only=True, tag="ack"):
-    """Everything up to frame `number` is on disk."""
+class Acknowledge(Struct, frozen=True, kw_only=True, tag="ack", omit_defaults=True):
+    """Everything up to frame `number` is on disk.
+
+    `paused` are tokens of that frame whose generators get no leave to go on until a `Resume`: a reader is far behind.
+    """
 
     number: int
+    paused: list[str] = []
+
+
+class Resume(Struct, frozen=True, kw_only=True, tag="resume"):
+    """The generator may go on."""
+
+    token: str
 
 
 class Renewed(Struct, frozen=True, kw_only=True, tag="renewed"):
@@ -178,4 +202,4 @@ class Leave(Struct, frozen=True, kw_only=True, tag="leave"):
     reason: str
 
 
-Downward = Welcome | StartContainer | StopContainer | Work | CancelAttempt | Acknowledge | Renewed | Leave
+Downward = Welcome | StartContainer | StopContainer | Work | CancelAttempt | Acknowledge | Resume | Renewed | Leave

@@ -13,22 +13,25 @@ import msgspec
 from apothic.errors import ConflictError
 from apothic.protocol.lifecycle import FINAL, LEASED, Move, Status
 from apothic.protocol.messages import Failure
-from apothic.protocol.session import Line, Outcome, Packed, Report
+from apothic.protocol.session import Outcome, Report, Said
 from apothic.store import events, views
 from apothic.store.db import Tx
 from apothic.store.pace import Pace
+from apothic.store.readers import Readers
 from apothic.store.verdicts import DRAIN_MOVES, Facts, Verdict, after_drain, after_failure
 
 
 class Moves:
     """Moves jobs inside a transaction. `now` is wall time; `ring` is told of each job that moved, after the commit."""
 
-    def __init__(self, tx: Tx, now: float, dice: float, pace: Pace) -> None:
+    def __init__(self, tx: Tx, now: float, dice: float, pace: Pace, readers: Readers) -> None:
         self.tx = tx
         self.now = now
         self.dice = dice
         self.pace = pace
+        self.readers = readers
         self.moved: list[str] = []
+        self.paused: list[str] = []  # tokens whose generators have to wait for their reader
 
     def queue(self, job: int, job_id: str) -> None:
         """Record that a job was accepted."""
@@ -39,7 +42,9 @@ class Moves:
     def claim(self, job: sqlite3.Row, container_id: str, token: str, expires_at: float) -> int:
         """Give the job's next attempt to a container; return the attempt's number."""
         attempt = int(job["attempt"]) + 1
-        self._take(job, Move.CLAIM, attempts=1)
+        opened = self._take(job, Move.CLAIM, attempts=1)
+        if attempt > 1 and views.retries(job["retries"]).stream == "restart" and _items(self.tx, job):
+            self.tx.run("insert_restart", job=job["seq"], idx=opened)
         self.tx.run(
             "insert_lease",
             job=job["seq"],
@@ -62,26 +67,27 @@ class Moves:
             raise ConflictError(f"{report.job}: report {report.seq} came before report {job['last_report'] + 1}")
         status = Status(job["status"])
         if report.began and status == Status.STARTING:
-            status = self._take(job, Move.BEGIN, started_at=report.at)
+            self._take(job, Move.BEGIN, started_at=report.at)
+            status = Status.RUNNING
         if report.outcome is None:
             # An outcome ends the lease, and with it whatever could come twice.
             self.tx.run("touch_report", job=job["seq"], seq=report.seq)
-            self._append_lines(job, report.lines)
+            self._append(job, report.said)
         else:
             if report.outcome.requeue is not None and not report.outcome.behind:
                 # It takes no more work; without this it would be given the same job over and over until it is gone.
                 self.tx.run("container_stopping", id=job["container_id"])
-            self.end(job, report.outcome, report.lines, monotonic, status=status)
+            self.end(job, report.outcome, report.said, monotonic, status=status)
         return True
 
     def end(
-        self, job: sqlite3.Row, outcome: Outcome, lines: list[Line], monotonic: float, *, status: Status | None = None
+        self, job: sqlite3.Row, outcome: Outcome, said: list[Said], monotonic: float, *, status: Status | None = None
     ) -> None:
-        """End a leased attempt: its last lines, then what becomes of the job. `status` is newer than the row's."""
-        self._append_lines(job, lines)
-        facts = _facts(job, status or Status(job["status"]))
+        """End a leased attempt: its last output, then what becomes of the job. `status` is newer than the row's."""
+        self._append(job, said)
+        facts = self._facts(job, status or Status(job["status"]), outcome)
         if outcome.value is not None and facts.status in (Status.RUNNING, Status.CANCELLING):
-            self._succeed(job, outcome.value)
+            self._succeed(job, outcome, facts)
             if outcome.ran_s > 0:
                 self.pace.note(job["version"], outcome.ran_s)
         elif outcome.behind and facts.status == Status.STARTING:
@@ -94,6 +100,7 @@ class Moves:
             reason = outcome.requeue or "given back"
             verdict = after_drain(facts)
             often = "moved too often" if facts.drains >= DRAIN_MOVES else "the worker is lost"
+            often = "it has published items, and may not run again" if facts.once else often
             lost = Failure(kind="worker_lost", type="WorkerLost", message=f"{often}: {reason}")
             self._fail(job, verdict, lost, reason=reason)
         self.tx.run("container_idle", id=job["container_id"], now=monotonic)
@@ -118,10 +125,20 @@ class Moves:
 
     # --- the steps ----------------------------------------------------------------------------------------------
 
-    def _succeed(self, job: sqlite3.Row, value: Packed) -> None:
-        attempt = int(job["attempt"])
-        outcome = (events.RESULT, {"attempt": attempt})
-        self._finish(job, Move.SUCCEED, outcome, result=views.encode(value), result_sha256=value.sha256)
+    def _succeed(self, job: sqlite3.Row, outcome: Outcome, facts: Facts) -> None:
+        value, attempt = outcome.value, int(job["attempt"])
+        assert value is not None
+        if facts.published and facts.retries.stream == "replay":
+            before, now = _items(self.tx, job), outcome.items or 0
+            if now < before:
+                message = (
+                    f"the attempt yielded {now} items, an earlier one {before}: stream='replay' needs the same again"
+                )
+                self._fail(job, Verdict(Move.FAIL), Failure(kind="user", type="ReplayDiverged", message=message))
+                return
+        items = f',"items":{outcome.items}' if outcome.items is not None else ""
+        told = (events.RESULT, f'{{"attempt":{attempt},{events.value_text(value)}{items}}}')
+        self._finish(job, Move.SUCCEED, told, result=views.encode(value), result_sha256=value.sha256)
 
     def _fail(self, job: sqlite3.Row, verdict: Verdict, failure: Failure, *, reason: str | None = None) -> None:
         spent: dict[str, Any] = {verdict.budget: 1} if verdict.budget else {}
@@ -150,12 +167,13 @@ class Moves:
         told = [(events.STATUS, self._status(status, attempt)), outcome, (events.END, end)]
         events.store(self.tx, job["seq"], attempt, next_index, told)
 
-    def _take(self, job: sqlite3.Row, move: Move, *, reason: Any = None, detail: Any = None, **changes: Any) -> Status:
+    def _take(self, job: sqlite3.Row, move: Move, *, reason: Any = None, detail: Any = None, **changes: Any) -> int:
+        """Make a move that is no end; return the index of its event."""
         status, attempt, next_index = self._move(job, move, 1, **changes)
         data = self._status(status, attempt, reason=reason, detail=detail)
         # A cancel or a retry belongs to the attempt it ends; a claim opens the next.
         events.store(self.tx, job["seq"], attempt, next_index, [(events.STATUS, data)])
-        return status
+        return next_index - 1
 
     def _move(self, job: sqlite3.Row, move: Move, told: int, **changes: Any) -> tuple[Status, int, int]:
         """Make a move and give out the indices of the `told` events that belong to it."""
@@ -168,10 +186,33 @@ class Moves:
         self.moved.append(job["id"])
         return Status(row["status"]), int(row["attempt"]), int(row["next_index"])
 
-    def _append_lines(self, job: sqlite3.Row, lines: list[Line]) -> None:
-        if lines:
-            events.append_lines(self.tx, job["seq"], int(job["attempt"]), lines, job["stream_window"])
-            self.moved.append(job["id"])
+    def _append(self, job: sqlite3.Row, said: list[Said]) -> None:
+        if not said:
+            return
+        held = job["sent"] is not None
+        sent = max(job["sent"], self.readers.sent.get(job["seq"], -1)) if held else events.FOREVER
+        anew = job["attempt"] > 1 and views.retries(job["retries"]).stream == "restart"
+        items = events.append(
+            self.tx, job["seq"], int(job["attempt"]), said, job["stream_window"], sent=sent, anew=anew
+        )
+        if held and items is not None and items.bytes > events.HELD_BYTES:
+            self.tx.run("pause_hold", job=job["seq"], paused=True)
+            self.readers.waiting.add(job["seq"])
+            self.paused.append(job["token"])
+        self.moved.append(job["id"])
+
+    def _facts(self, job: sqlite3.Row, status: Status, outcome: Outcome) -> Facts:
+        # Whether anything was published matters to generators alone, and of those that succeed to a second attempt.
+        asked = outcome.value is None or (outcome.items is not None and job["attempt"] > 1)
+        return Facts(
+            status=status,
+            delivery=job["delivery"],
+            retries=views.retries(job["retries"]),
+            user_failures=job["user_failures"],
+            crashes=job["crashes"],
+            drains=job["drains"],
+            published=asked and _items(self.tx, job) > 0,
+        )
 
     def _status(self, status: Status, attempt: int, *, reason: Any = None, detail: Any = None) -> dict[str, Any]:
         data: dict[str, Any] = {"status": status.value, "attempt": attempt, "at": self.now}
@@ -209,15 +250,9 @@ def error_data(failure: Failure) -> dict[str, Any]:
     return data
 
 
-def _facts(job: sqlite3.Row, status: Status) -> Facts:
-    return Facts(
-        status=status,
-        delivery=job["delivery"],
-        retries=views.retries(job["retries"]),
-        user_failures=job["user_failures"],
-        crashes=job["crashes"],
-        drains=job["drains"],
-    )
+def _items(tx: Tx, job: sqlite3.Row) -> int:
+    """Return how many items of a job were stored so far."""
+    return events.window(tx, job["seq"], events.ITEM).count
 
 
 def _of_attempt(failure: Failure, attempt: int) -> Failure:

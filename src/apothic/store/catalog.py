@@ -170,6 +170,15 @@ class Catalog:
 
         return await self._db.read(read)
 
+    async def key(self, key_id: str) -> KeyView | None:
+        """Return one key, or `None`."""
+
+        def read(tx: Tx) -> KeyView | None:
+            row = tx.one("key", id=key_id)
+            return views.key(row) if row is not None else None
+
+        return await self._db.read(read)
+
     async def keys(self) -> list[KeyView]:
         """Return all keys, oldest first."""
         return await self._db.read(lambda tx: [views.key(row) for row in tx.all("keys")])

@@ -12,7 +12,7 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,6 +61,14 @@ class Tx:
     def all(self, query: str, **values: Any) -> list[sqlite3.Row]:
         """Return every row."""
         return self._connection.execute(self._queries[query], values).fetchall()
+
+    def each(self, query: str, **values: Any) -> Iterator[sqlite3.Row]:
+        """Yield rows one by one; whoever leaves early has not read the rest."""
+        cursor = self._connection.execute(self._queries[query], values)
+        try:
+            yield from cursor
+        finally:
+            cursor.close()
 
     def guarded(self, deed: Callable[[], T]) -> T:
         """Do it as a whole or not at all; an exception undoes what it did, and nothing else, and is raised."""

@@ -16,6 +16,7 @@ from apothic.store.attempts import IllegalMove, Moves
 from apothic.store.catalog import mark_failed, prove
 from apothic.store.db import Database, Tx
 from apothic.store.dispatch import read_picture
+from apothic.store.events import Refused
 from apothic.store.jobs import Jobs, Running
 from apothic.store.pace import Pace
 from apothic.store.picture import Standing
@@ -29,6 +30,13 @@ class Reconciled(NamedTuple):
     dead_leases: list[str]
     dead_containers: list[str]
     cancelling: list[Running]
+
+
+class Applied(NamedTuple):
+    """Tokens of reports: those that no longer count, and those whose generators have to wait for their reader."""
+
+    dead: list[str]
+    paused: list[str]
 
 
 class Overdue(NamedTuple):
@@ -109,17 +117,17 @@ class Fleet:
 
         return await self._db.write(write)
 
-    async def reports(self, agent_id: str, frame: Reports) -> list[str]:
-        """Apply an agent's news, each once; return the tokens that no longer count."""
+    async def reports(self, agent_id: str, frame: Reports) -> Applied:
+        """Apply an agent's news, each once."""
 
-        def write(tx: Tx) -> list[str]:
+        def write(tx: Tx) -> Applied:
             moves, now = self._jobs.moves(tx), self._clock.monotonic()
             dead = [report.token for report in frame.reports if not self._report(tx, moves, report, now)]
             for news in frame.containers:
                 row = tx.one("container", id=news.id)
                 if row is not None and row["agent_id"] == agent_id:
                     self._container_news(tx, moves, news)
-            return dead
+            return Applied(dead, moves.paused)
 
         return await self._db.write(write)
 
@@ -127,7 +135,7 @@ class Fleet:
         """Apply one report. What can never be stored fails its own attempt: sent again, it would hold up all others."""
         try:
             return tx.guarded(lambda: moves.report(report, now))
-        except (sqlite3.IntegrityError, IllegalMove) as error:
+        except (sqlite3.IntegrityError, IllegalMove, Refused) as error:
             job = tx.one("leased_job", token=report.token)
             if job is None:
                 return False

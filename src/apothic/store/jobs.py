@@ -21,9 +21,11 @@ from apothic.store import events, views
 from apothic.store.attempts import Moves
 from apothic.store.db import Database, Tx
 from apothic.store.pace import Pace
+from apothic.store.readers import Readers
 
 Ring = Callable[[str], None]
 LARGEST_PAGE = 1000
+HOLD_S = 60.0  # how long items are kept for a reader whose connection is lost, or that is still to come
 
 
 class NewJob(Struct, frozen=True, kw_only=True):
@@ -37,6 +39,7 @@ class NewJob(Struct, frozen=True, kw_only=True):
     idempotency_key: str | None = None
     parent: str | None = None
     retry_of: str | None = None
+    attached: bool = False  # items are kept for its caller
 
 
 class Ended(Struct, frozen=True, kw_only=True):
@@ -63,10 +66,11 @@ class Jobs:
         self._ring = ring
         self._dice = dice
         self.pace = Pace()
+        self.readers = Readers()
 
     def moves(self, tx: Tx) -> Moves:
         """Return the mover for a transaction; what it moved is rung after the commit."""
-        moves = Moves(tx, self._clock.now(), self._dice.random(), self.pace)
+        moves = Moves(tx, self._clock.now(), self._dice.random(), self.pace, self.readers)
 
         def ring() -> None:
             for job in dict.fromkeys(moves.moved):
@@ -123,11 +127,13 @@ class Jobs:
         row = tx.one("insert_job", **_columns(new, version, job_id, input_hash, moves.now))
         assert row is not None
         moves.queue(row[0], job_id)
+        if new.attached:
+            tx.run("insert_hold", job=row[0], until=self._clock.monotonic() + HOLD_S)
         return job_id
 
     async def show(self, job_id: str) -> JobView:
         """Return one job, and why it waits if it does. Raises `NotFoundError`."""
-        return await self._db.read(lambda tx: self._view(tx, found(tx, job_id)))
+        return await self._db.read(lambda tx: self.view(tx, found(tx, job_id)))
 
     async def ended(self, job_ids: list[str]) -> tuple[list[Ended], list[str]]:
         """Return those of the jobs that have ended, in the given order, and those of the ids that are no job's."""
@@ -218,7 +224,8 @@ class Jobs:
 
         await self._db.write(write)
 
-    def _view(self, tx: Tx, row: sqlite3.Row) -> JobView:
+    def view(self, tx: Tx, row: sqlite3.Row) -> JobView:
+        """Return a job of a `job_view` row, and why it waits if it does."""
         now = self._clock.now()
         waiting = row["status"] in CLAIMABLE
         if waiting and row["run_at"] > now:

@@ -31,6 +31,12 @@ class Facts:
     user_failures: int
     crashes: int
     drains: int
+    published: bool = False  # an item of it was stored, and may have been read
+
+    @property
+    def once(self) -> bool:
+        """Whether no other attempt may follow: readers would get items twice, or others (Ray #54529, Modal's rule)."""
+        return self.published and self.retries.stream == "none"
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,12 @@ def after_failure(facts: Facts, failure: Failure, dice: float) -> Verdict:
         return Verdict(Move.FAIL if ended_by_itself else Move.BURY)
     if failure.kind in ("user", "timeout"):
         final = Verdict(Move.EXPIRE if failure.kind == "timeout" else Move.FAIL)
-        if facts.user_failures < facts.retries.max_retries:
+        if facts.user_failures < facts.retries.max_retries and not facts.once:
             return Verdict(Move.RETRY, delay(facts.retries, facts.user_failures, dice), "user_failures")
         return final
     if failure.kind in ("worker_lost", "oom", "startup") and failure.retriable:
         once = facts.delivery == "at_most_once" and facts.status == Status.RUNNING
-        if facts.crashes < (0 if once else CRASH_BUDGET):
+        if facts.crashes < (0 if once or facts.once else CRASH_BUDGET):
             return Verdict(Move.RETRY, delay(SYSTEM_BACKOFF, facts.crashes, dice), "crashes")
     return Verdict(Move.FAIL)
 
@@ -65,6 +71,8 @@ def after_drain(facts: Facts) -> Verdict:
         return Verdict(Move.BURY)
     if facts.delivery == "at_most_once" and facts.status == Status.RUNNING:
         return Verdict(Move.FAIL)  # its code was entered, and must not be entered again
+    if facts.once:
+        return Verdict(Move.FAIL)
     if facts.drains < DRAIN_MOVES:
         return Verdict(Move.REQUEUE, budget="drains")
     return Verdict(Move.FAIL)

@@ -58,6 +58,23 @@ SELECT jobs.id FROM windows JOIN jobs ON jobs.seq = windows.job
     OR EXISTS (SELECT 1 FROM events
                 WHERE events.job = windows.job AND events.type = windows.type AND idx <= trimmed);
 
+-- named_blobs: what is noted of blobs belongs to events that are kept.
+SELECT jobs.id FROM event_blobs JOIN jobs ON jobs.seq = event_blobs.job
+ WHERE NOT EXISTS (SELECT 1 FROM events
+                    WHERE events.job = event_blobs.job AND events.idx = event_blobs.idx AND type = 'job.stream_item');
+
+-- items_counted: in a job whose items never began again, the newest one kept has the last number.
+SELECT jobs.id FROM windows JOIN jobs ON jobs.seq = windows.job
+ WHERE windows.type = 'job.stream_item' AND windows.kept > 0
+   AND NOT EXISTS (SELECT 1 FROM restarts WHERE restarts.job = windows.job)
+   AND kept + lost <> 1 + (SELECT json_extract(data, '$.item_index') FROM events
+                            WHERE events.job = windows.job AND events.type = windows.type ORDER BY idx DESC LIMIT 1);
+
+-- restarts_open: items begin again where an attempt was opened.
+SELECT jobs.id FROM restarts JOIN jobs ON jobs.seq = restarts.job
+ WHERE NOT EXISTS (SELECT 1 FROM events WHERE events.job = restarts.job AND events.idx = restarts.idx
+                     AND type = 'job.status' AND json_extract(data, '$.status') = 'starting');
+
 -- waiting_counted: a version's count of waiting jobs is right.
 SELECT versions.id FROM versions
  WHERE waiting <> (SELECT count(*) FROM jobs WHERE jobs.version = versions.id AND status IN ('queued', 'retrying'));

@@ -38,9 +38,10 @@ SELECT jobs.*, leases.token, leases.last_report, leases.container_id, versions.s
   FROM jobs JOIN versions ON versions.id = jobs.version LEFT JOIN leases ON leases.job = jobs.seq
  WHERE jobs.id = :id;
 
--- leased_job: the job that a token gives the right to write to
-SELECT jobs.*, leases.token, leases.last_report, leases.container_id, versions.stream_window
+-- leased_job: the job that a token gives the right to write to, and where a reader stands for whom its items are kept
+SELECT jobs.*, leases.token, leases.last_report, leases.container_id, versions.stream_window, holds.sent
   FROM leases JOIN jobs ON jobs.seq = leases.job JOIN versions ON versions.id = jobs.version
+  LEFT JOIN holds ON holds.job = jobs.seq
  WHERE leases.token = :token;
 
 -- leased_jobs_of_container: what a container that is gone leaves behind
@@ -67,12 +68,12 @@ SELECT jobs.*, NULL AS token, -1 AS last_report, NULL AS container_id, versions.
 UPDATE leases SET last_report = :seq WHERE job = :job;
 
 -- job_view: what the outside sees of one job
-SELECT jobs.*, functions.app, functions.name AS function, versions.deployment_id
+SELECT jobs.*, functions.app, functions.name AS function, versions.deployment_id, versions.spec
   FROM jobs JOIN versions ON versions.id = jobs.version JOIN functions ON functions.id = versions.function_id
  WHERE jobs.id = :id;
 
 -- ended_jobs: those of a list that have ended
-SELECT jobs.*, functions.app, functions.name AS function, versions.deployment_id
+SELECT jobs.*, functions.app, functions.name AS function, versions.deployment_id, versions.spec
   FROM json_each(:ids) AS wanted
   JOIN jobs ON jobs.id = wanted.value
   JOIN versions ON versions.id = jobs.version JOIN functions ON functions.id = versions.function_id
@@ -82,7 +83,7 @@ SELECT jobs.*, functions.app, functions.name AS function, versions.deployment_id
 SELECT jobs.id FROM json_each(:ids) AS wanted JOIN jobs ON jobs.id = wanted.value;
 
 -- list_jobs: a page, newest first
-SELECT jobs.*, functions.app, functions.name AS function, versions.deployment_id
+SELECT jobs.*, functions.app, functions.name AS function, versions.deployment_id, versions.spec
   FROM jobs JOIN versions ON versions.id = jobs.version JOIN functions ON functions.id = versions.function_id
  WHERE (:before IS NULL OR jobs.seq < :before)
    AND (:status IS NULL OR jobs.status = :status)

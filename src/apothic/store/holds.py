@@ -1,0 +1,138 @@
+"""Items that are kept for one attached reader until its connection was sent them. Each method is one transaction.
+
+A hold begins with the job and ends with its reader: when that has all of it, or has been away for `HOLD_S`. How far the
+connection has got is remembered in memory, for the writer's trims; the database's own mark is older, so at worst more
+is kept than need be.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from apothic.clock import Clock
+from apothic.protocol.session import Resume
+from apothic.store import events
+from apothic.store.db import Database, Tx
+from apothic.store.jobs import HOLD_S, Jobs
+
+Push = Callable[[str, Resume], None]  # (agent id, frame), called on the loop after the commit
+
+
+class Holds:
+    """The table of holds. `push` tells an agent that a generator may go on."""
+
+    def __init__(self, db: Database, clock: Clock, jobs: Jobs, push: Push) -> None:
+        self._db = db
+        self._clock = clock
+        self.readers = jobs.readers
+        self._push = push
+        self._renewed_at = 0.0
+
+    async def restart(self) -> None:
+        """Begin a control plane's life: no reader is connected, each has its time to come back."""
+        await self._db.write(lambda tx: tx.run("restart_holds", until=self._until()))
+
+    async def attach(self, job_id: str, cursor: int) -> Held | None:
+        """Note that the reader is connected and has had all up to `cursor`; `None` when nothing is kept for it."""
+
+        def write(tx: Tx) -> int | None:
+            row = tx.one("held_job", id=job_id)
+            if row is not None:
+                tx.run("renew_hold", job=row["seq"], sent=cursor, until=self._until())
+                if row["paused"]:
+                    self.readers.waiting.add(row["seq"])
+            return None if row is None else int(row["seq"])
+
+        job = await self._db.write(write)
+        return None if job is None else Held(self, job_id, job, cursor)
+
+    async def caught_up(self, job_id: str, sent: int) -> None:
+        """Let go of what was sent; when little enough is left, let the generator go on that waits for it."""
+
+        def write(tx: Tx) -> None:
+            row = tx.one("held_job", id=job_id)
+            if row is None or not row["paused"]:
+                return
+            items = events.window(tx, row["seq"], events.ITEM)
+            items.trim(tx, row["seq"], row["stream_window"], sent)
+            if items.bytes <= events.HELD_BYTES:
+                tx.run("pause_hold", job=row["seq"], paused=False)
+                self.readers.waiting.discard(row["seq"])
+                self._resume(tx, row["agent_id"], row["token"])
+
+        await self._db.write(write)
+
+    async def lost(self, job_id: str, sent: int) -> None:
+        """Give a reader whose connection is lost its time to come back."""
+
+        def write(tx: Tx) -> None:
+            row = tx.one("held_job", id=job_id)
+            if row is not None:
+                tx.run("renew_hold", job=row["seq"], sent=sent, until=self._until())
+
+        await self._db.write(write)
+
+    async def end(self, job_id: str) -> None:
+        """Keep nothing more for this reader: the ordinary window holds."""
+        await self._db.write(lambda tx: self._end(tx, job_id))
+
+    async def sweep(self) -> None:
+        """Renew the holds of readers that are connected; end those of readers that have not come back."""
+        now = self._clock.monotonic()
+        if self.readers.sent and now - self._renewed_at > HOLD_S / 3:
+            connected = json.dumps(list(self.readers.sent))
+            await self._db.write(lambda tx: tx.run("renew_holds", jobs=connected, until=self._until()))
+            self._renewed_at = now
+
+        def write(tx: Tx) -> None:
+            for row in tx.all("lapsed_holds", now=now):
+                self._end(tx, row["id"])
+
+        if await self._db.read(lambda tx: bool(tx.all("lapsed_holds", now=now))):
+            await self._db.write(write)
+
+    def _until(self) -> float:
+        return self._clock.monotonic() + HOLD_S
+
+    def _end(self, tx: Tx, job_id: str) -> None:
+        row = tx.one("held_job", id=job_id)
+        if row is None:
+            return
+        tx.run("end_hold", job=row["seq"])
+        events.release(tx, row["seq"], row["stream_window"])
+        if row["paused"]:
+            self._resume(tx, row["agent_id"], row["token"])
+        self.readers.sent.pop(row["seq"], None)
+        self.readers.waiting.discard(row["seq"])
+
+    def _resume(self, tx: Tx, agent: str | None, token: str | None) -> None:
+        if agent is not None and token is not None:
+            tx.then(lambda: self._push(agent, Resume(token=token)))
+
+
+class Held:
+    """The hold of one connected reader."""
+
+    def __init__(self, holds: Holds, job_id: str, job: int, cursor: int) -> None:
+        self._holds = holds
+        self._job_id = job_id
+        self._job = job
+        self.sent(cursor)
+
+    def sent(self, cursor: int) -> None:
+        """Note that the connection was sent everything up to `cursor`."""
+        self._holds.readers.sent[self._job] = cursor
+
+    async def caught_up(self, cursor: int) -> None:
+        """Let a generator that waits for this reader go on."""
+        if self._job in self._holds.readers.waiting:
+            await self._holds.caught_up(self._job_id, cursor)
+
+    async def close(self, cursor: int, *, ended: bool) -> None:
+        """Note that the reader is gone: for good, or perhaps not."""
+        if ended:
+            await self._holds.end(self._job_id)
+        else:
+            self._holds.readers.sent.pop(self._job, None)
+            await self._holds.lost(self._job_id, cursor)
