@@ -23,6 +23,7 @@ from apothic.protocol.session import (
     ContainerNews,
     Downward,
     Hello,
+    Item,
     Lease,
     Line,
     Outcome,
@@ -194,6 +195,14 @@ def spec(name: str = "f", **options: Any) -> FunctionSpec:
     return FunctionSpec(name=name, module="app", qualname=name, options=FunctionOptions(**given))
 
 
+def items(*values: Any, first: int = 0) -> list[Item]:
+    """Return what a generator yielded, as its agent reports it."""
+    return [
+        Item(index=first + n, value=Packed(encoding="json", data=msgspec.json.encode(value)))
+        for n, value in enumerate(values)
+    ]
+
+
 class Puppet:
     """An agent's end of the session, moved by the test. It remembers frames until they are acknowledged."""
 
@@ -329,11 +338,11 @@ class Puppet:
         """Make the next report of an attempt."""
         seq = self.seqs.get(given.token, 0)
         self.seqs[given.token] = seq + 1
-        lines = [Line(stream="stdout", text=text, at=1.0) for text in what.pop("texts", [])]
+        said = what.pop("said", []) + [Line(stream="stdout", text=text, at=1.0) for text in what.pop("texts", [])]
         if what.get("outcome") is not None:
             self.held.pop(given.token, None)
         at = self.stage.clock.now()
-        return Report(job=given.job, attempt=given.attempt, token=given.token, seq=seq, at=at, said=lines, **what)
+        return Report(job=given.job, attempt=given.attempt, token=given.token, seq=seq, at=at, said=said, **what)
 
     async def begin(self, given: Assignment) -> None:
         await self.tell(self.report(given, began=True))
