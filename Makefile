@@ -4,11 +4,13 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
+PEERS  ?= ray
+SUDO   := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
-.PHONY: help install demo check fix test bench soak clean
+.PHONY: help install chromium demo demo-stream check fix test bench soak clean
 
 help: ## what there is
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 # The stamp is newer than what it was made from, so that a second run installs nothing.
 $(VENV)/installed: pyproject.toml
@@ -24,6 +26,9 @@ install: $(VENV)/installed ## make the virtual environment
 demo: install ## the main job: deploy, map over real files, re-attach, look
 	$(BIN)/python examples/stdlib_survey/demo.py
 
+demo-stream: install ## a stream that survives kill -9 of its reader and of its server
+	$(BIN)/python examples/token_stream/demo.py
+
 check: install ## lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -36,11 +41,18 @@ fix: install ## format, and mend what can be mended by itself
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: install ## every test; storms in their short form
+# A browser reads streams in the tests. It comes from the system; where that may not be installed, its tests say so.
+chromium:
+	@command -v chromium >/dev/null || { \
+		echo "installing chromium for the browser's tests" && \
+		$(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	} || echo "LEFT OUT: there is no chromium here and it cannot be installed, so the browser's tests will not run" >&2
+
+test: install chromium ## every test; storms in their short form
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-bench: install ## measure, beside named floors, in one run
-	$(BIN)/python -m bench
+bench: install ## measure, beside named floors and peers, in one run; PEERS= for floors alone
+	$(BIN)/python -m bench --peers "$(PEERS)"
 
 soak: install ## the storms in full, each with its seed; see tests/chaos
 	$(BIN)/python -m pytest -m soak -o timeout=0 -s tests

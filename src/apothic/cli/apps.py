@@ -165,7 +165,7 @@ def call(
     """Call a deployed function. ARGS are JSON where they are valid JSON, else text."""
     import secrets
 
-    from apothic.cli.following import outcome, tell
+    from apothic.cli.following import attend, outcome, tell
     from apothic.cli.parameters import loosely
     from apothic.protocol import messages as m
     from apothic.protocol.routes import SUBMIT
@@ -188,6 +188,8 @@ def call(
     if detach:
         screen.show(job, job.id)
         return 0
+    if job.is_generator:
+        return attend(screen, asker, job.id, timeout_s=timeout_s)
     try:
         return tell(screen, outcome(asker, job.id, timeout_s=timeout_s))
     except KeyboardInterrupt:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
 from apothic.cli.render import Screen, shown_value
 
 if TYPE_CHECKING:
     from apothic.client.connection import ControlPlaneClient
+    from apothic.client.stream import Arrival
     from apothic.protocol.messages import JobLogs, JobResult, LogLine
 
 _WAIT_S = 30.0  # of one request; a server with a smaller limit answers sooner
@@ -19,25 +22,100 @@ _EVERY_S = 0.25  # between looks at the jobs of a local entrypoint
 _AT_ONCE = 50
 
 
-def pages(client: ControlPlaneClient, job: str, *, follow: bool, after: int = -1) -> Iterator[JobLogs]:
-    """Yield the retained lines of a job, page by page; with `follow`, until the job has ended."""
+def pages(client: ControlPlaneClient, job: str) -> Iterator[JobLogs]:
+    """Yield the lines of a job that are kept now, page by page."""
     from apothic.protocol import messages as m
     from apothic.protocol.routes import LOGS
 
-    while True:
-        wait_s = _WAIT_S if follow else 0.0
-        page = client.ask_blocking(LOGS, m.ShowLogs(job=job, after=after, limit=_PAGE, wait_s=wait_s))
+    after, page = -1, None
+    while page is None or page.lines:
+        page = client.ask_blocking(LOGS, m.ShowLogs(job=job, after=after, limit=_PAGE))
         yield page
-        if page.lines:
-            after = page.lines[-1].line
-        elif page.ended or not follow:
-            return
+        after = page.lines[-1].line if page.lines else after
 
 
-def lines(client: ControlPlaneClient, job: str, *, follow: bool) -> Iterator[LogLine]:
-    """Yield the retained lines of a job; with `follow`, until it has ended."""
-    for page in pages(client, job, follow=follow):
-        yield from page.lines
+def arrivals(
+    client: ControlPlaneClient,
+    job: str,
+    after: int | None,
+    types: tuple[str, ...],
+    *,
+    snapshot: bool = False,
+    timeout_s: float | None = None,
+) -> Iterator[Arrival]:
+    """Yield a job's events as they come, until its end, over restarts of the server; nothing is unpickled.
+
+    Raises `WaitTimeoutError` after `timeout_s`.
+    """
+    from apothic.client.blocking import iterate
+    from apothic.client.job import Job
+    from apothic.client.patience import Patience
+    from apothic.client.stream import Reader
+
+    handle = Job(job, client)
+    patience = Patience(handle, inf if timeout_s is None else timeout_s)
+    reader = Reader(handle, after, types, patience, snapshot=snapshot)
+
+    async def each() -> AsyncIterator[Arrival]:
+        async for batch in reader.batches():
+            for arrival in batch:
+                yield arrival
+
+    return iterate(each())
+
+
+def lines(screen: Screen, client: ControlPlaneClient, job: str) -> Iterator[LogLine]:
+    """Yield a job's lines as they come, until it has ended; of a gap, say how large it is."""
+    from apothic.protocol.events import LOG
+
+    for arrival in arrivals(client, job, None, (LOG,)):
+        if arrival.event == LOG:
+            yield _line(arrival)
+        else:
+            _tell_gap(screen, arrival)
+
+
+def _line(arrival: Arrival) -> LogLine:
+    import msgspec
+
+    from apothic.protocol.messages import LogLine
+
+    return msgspec.convert(arrival.data | {"index": arrival.index}, LogLine)
+
+
+def _tell_gap(screen: Screen, arrival: Arrival) -> None:
+    from apothic.cli.wording import gone
+    from apothic.protocol.events import RESET
+
+    if arrival.event == RESET:
+        screen.note(f"{gone(arrival.data)} gone")
+
+
+def watch(
+    screen: Screen, client: ControlPlaneClient, job: str, after: int | None, types: tuple[str, ...], *, snapshot: bool
+) -> int:
+    """Show a job's events as they come; return the exit status. An interrupt tells how to go on."""
+    from apothic.cli.wording import line
+    from apothic.protocol import messages as m
+    from apothic.protocol.events import END, JobStreamCheckpoint
+    from apothic.protocol.lifecycle import Status
+    from apothic.protocol.routes import SHOW_JOB
+
+    place = -1 if after is None else after
+    ended: str | None = None
+    try:
+        for arrival in arrivals(client, job, after, types, snapshot=snapshot):
+            event, data, index = arrival.event, arrival.data, arrival.index
+            screen.show(m.Event(event=event, index=index, data=data), partial(line, event, data, index))
+            place = arrival.place
+            if event == END:
+                ended = data["status"]
+    except KeyboardInterrupt:
+        screen.note(f"to go on from here: apothic attach {JobStreamCheckpoint(job, place, types)}")
+        raise
+    if ended is None:  # the end came before `after`
+        ended = client.ask_blocking(SHOW_JOB, m.ShowJob(job=job)).status
+    return 0 if ended == Status.SUCCEEDED else 1
 
 
 def outcome(client: ControlPlaneClient, job: str, *, timeout_s: float | None = None) -> JobResult:
@@ -78,11 +156,24 @@ def tell(screen: Screen, ended: JobResult) -> int:
 
 
 def attend(screen: Screen, client: ControlPlaneClient, job: str, *, timeout_s: float | None) -> int:
-    """Show a job's log lines on stderr as they come, then how it ended; return the exit status."""
+    """Show a job's log lines on stderr and its items as they come, then how it ended; return the exit status."""
+    from apothic.cli.wording import value
+    from apothic.protocol.events import ITEM, LOG
+    from apothic.protocol.messages import Event
+
     try:
-        for line in lines(client, job, follow=True):
-            screen.log_beside(line)
-        return tell(screen, outcome(client, job, timeout_s=timeout_s))
+        for arrival in arrivals(client, job, None, (LOG, ITEM), timeout_s=timeout_s):
+            if arrival.event == LOG:
+                screen.log_beside(_line(arrival))
+            elif arrival.event == ITEM:
+                screen.show(Event(event=ITEM, index=arrival.index, data=arrival.data), partial(value, arrival.data))
+            else:
+                _tell_gap(screen, arrival)
+        ended = outcome(client, job)
+        nothing = ended.value is not None and ended.value.encoding == "json" and ended.value.data is None
+        if ended.job.is_generator and nothing and not screen.as_json:
+            return 0  # it has said all that it has to say
+        return tell(screen, ended)
     except KeyboardInterrupt:
         screen.note(f"job {job} goes on; to stop it: apothic job cancel {job}")
         raise

@@ -92,15 +92,77 @@ def described(view: JobView) -> str:
 @click.pass_obj
 def logs(screen: Screen, job_id: str, follow: bool) -> None:
     """Show a job's output, stdout and stderr in order. With --json, one line of JSON for each."""
-    from apothic.cli.following import pages
+    from apothic.cli.following import lines, pages
 
+    if follow:
+        for line in lines(screen, client(), job_id):
+            screen.log(line)
+        return
     told = False
-    for page in pages(client(), job_id, follow=follow):
+    for page in pages(client(), job_id):
         if page.trimmed and not told:
             screen.note(f"{page.trimmed:,} older lines are gone")
         told = True
         for line in page.lines:
             screen.log(line)
+
+
+def _types(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...]:
+    from apothic.protocol.events import check_types
+
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    try:
+        return check_types([name if name.startswith("job.") else f"job.{name}" for name in names])
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@job.command()
+@click.argument("job_id", metavar="JOB")
+@click.option("--after", type=click.IntRange(min=-1), help="Go on behind this index; the default is all there is.")
+@click.option("--types", callback=_types, help="Of these types only, with commas between them: log,stream_item.")
+@click.option("--snapshot", is_flag=True, help="Begin with how the job stands.")
+@reaching
+@click.pass_obj
+def watch(screen: Screen, job_id: str, after: int | None, types: tuple[str, ...], snapshot: bool) -> int:
+    """Show a job's events as they come, until its end; exit with 1 if it has failed. Restarts of the server are waited
+    out. With --json, one line of JSON for each event."""
+    from apothic.cli.following import watch
+
+    return watch(screen, client(), job_id, after, types, snapshot=snapshot)
+
+
+@click.command()
+@click.argument("text", metavar="CHECKPOINT")
+@reaching
+@click.pass_obj
+def attach(screen: Screen, text: str) -> int:
+    """Go on with a job's stream from a checkpoint, job_…@index+types, or with a job's id from its start."""
+    from apothic.cli.following import watch
+    from apothic.protocol.events import JobStreamCheckpoint
+
+    place = JobStreamCheckpoint.parse(text if "@" in text else f"{text}@-1")
+    return watch(screen, client(), place.job_id, place.last_index, place.event_types, snapshot=False)
+
+
+@job.command()
+@click.argument("job_id", metavar="JOB")
+@reaching
+@click.pass_obj
+def story(screen: Screen, job_id: str) -> None:
+    """Explain one job: each move, when and why, its attempts and their errors, what it printed and yielded in sum."""
+    from apothic.cli import wording
+    from apothic.protocol import messages as m
+    from apothic.protocol.events import ERROR, RESULT, STATUS
+    from apothic.protocol.routes import EVENTS, SHOW_JOB
+
+    asked = client()
+    view = asked.ask_blocking(SHOW_JOB, m.ShowJob(job=job_id))
+    # Of these types nothing is ever trimmed, and of a thousand moves the first tell the story.
+    ask = m.FollowJob(job=job_id, after=-1, type=[STATUS, RESULT, ERROR], snapshot=True)
+    page = asked.ask_blocking(EVENTS, ask)
+    told = {"job": view, "snapshot": page.snapshot, "events": page.events}
+    screen.show(told, lambda: wording.story(view, page.snapshot, [(one.event, one.data) for one in page.events]))
 
 
 @job.command()

@@ -45,7 +45,7 @@ root = _Root(
 )
 for _command in (
     server.server, server.up, server.down, server.status, server.agent, apps.deploy, apps.run, apps.call, apps.app,
-    jobs.job, keys.key, configuration.config,
+    jobs.job, jobs.attach, keys.key, configuration.config,
 ):  # fmt: skip
     root.add_command(_command)
 
