@@ -12,28 +12,47 @@ from pages import ROOT
 from rig import leftovers
 from terminal import environment
 
-DEMO = ROOT / "examples" / "stdlib_survey"
+DEMOS = {
+    "stdlib_survey": {"demo.py", "survey.py", "attach.py"},  # the demo imports one and starts the other
+    "token_stream": {"demo.py", "tokens.py", "reader.py"},
+}
+
+
+def made(target: str, home: Path) -> str:
+    """Make a target, as a person does; return what it printed."""
+    # The virtual environment is the one that runs this; it is not made again here.
+    command = ["make", "--no-print-directory", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/installed", target]
+    ran = subprocess.run(command, cwd=ROOT, env=environment(home), capture_output=True, text=True, timeout=110)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def check_nothing_is_left(said: str, folder: str) -> None:
+    found = re.search(rf"{re.escape(str(ROOT))}/data/{folder}-\d+", said.replace("\n", ""))
+    assert found is not None, said
+    assert not Path(found[0]).exists()
+    _, left = psutil.wait_procs(leftovers(Path(found[0])), timeout=10)
+    assert left == []
+
+
+def test_the_demo_of_a_stream_loses_nothing_to_two_kills_and_leaves_nothing(tmp_path: Path) -> None:
+    said = made("demo-stream", tmp_path)
+    produced, received = (re.search(rf"{word} ([\d,]+) items", said) for word in ("produced", "received"))
+    assert produced is not None and received is not None and produced[1] == received[1]
+    assert said.count("kill -9") == 2 and "the same fingerprint: True" in said and "none missing, none twice" in said
+    check_nothing_is_left(said, "demo-stream")
 
 
 def test_the_demo_runs_and_leaves_nothing(tmp_path: Path) -> None:
-    # The virtual environment is the one that runs this; it is not made again here.
-    command = ["make", "--no-print-directory", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/installed", "demo"]
-    ran = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=100)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    said = ran.stdout
+    said = made("demo", tmp_path)
     measured = re.search(r"measured (\d+) files; 1 failed", said)
     assert measured is not None and int(measured[1]) > 300
     assert "broken_on_purpose.py" in said and "SyntaxError" in said
     assert re.search(r"process \d+ saw \d+ lines and the end: \d+ rows", said) is not None
     assert "done in" in said and re.search(r"status +succeeded", said) is not None
-    folder = re.search(rf"{re.escape(str(ROOT))}/data/demo-\d+", said.replace("\n", ""))
-    assert folder is not None, said
-    assert not Path(folder[0]).exists()
-    _, left = psutil.wait_procs(leftovers(Path(folder[0])), timeout=10)
-    assert left == []
+    check_nothing_is_left(said, "demo")
 
 
 def test_no_example_is_forgotten() -> None:
-    used = {"demo.py", "survey.py", "attach.py"}  # the demo imports one and starts the other
     found = {str(path.relative_to(ROOT / "examples")) for path in (ROOT / "examples").rglob("*.py")}
-    assert found == {f"{DEMO.name}/{name}" for name in used}
+    assert found == {f"{folder}/{name}" for folder, names in DEMOS.items() for name in names}

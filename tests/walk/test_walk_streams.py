@@ -147,6 +147,20 @@ async def test_a_reader_that_leaves_is_forgotten_at_once(stage: Stage, agent: Pu
     assert len(stage.control.streams) == 0 and not reader.aborted
 
 
+async def test_who_comes_back_is_not_shown_what_others_saw_before(stage: Stage, agent: Puppet) -> None:
+    given = await running(stage, agent)
+    first = await Follower(stage, given.job, after=2).open()
+    await first.next()
+    assert await first.quiet()  # it has seen that there is nothing behind 2
+    await first.cut()
+    await agent.tell(agent.report(given, texts=["nobody listens"]))
+    second = await Follower(stage, given.job, after=2).open()
+    await second.next()
+    told = await second.next()
+    assert told is not None and told.id == 3
+    await second.cut()
+
+
 async def test_streams_are_counted_and_refused_past_their_limits(
     stage: Stage, agent: Puppet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

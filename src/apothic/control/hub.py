@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -32,16 +33,20 @@ class Hub:
     def __init__(self) -> None:
         self._bells: dict[str, set[Bell]] = {}
         self._rings: dict[str, int] = {}
+        self._count = itertools.count()
 
     def ring(self, topic: str) -> None:
         """Wake everyone who listens to the topic."""
         if topic in self._bells:
-            self._rings[topic] += 1
+            self._rings[topic] = next(self._count)
             for bell in self._bells[topic]:
                 bell.ring(topic)
 
     def rings(self, topic: str) -> int:
-        """Return how often a topic has rung while anybody listened: between two equal answers nothing happened."""
+        """Return the number of a topic's newest ring, or of when somebody came to listen to it.
+
+        No number comes twice, so between two equal answers nothing happened, not even while nobody listened.
+        """
         return self._rings[topic]
 
     @contextmanager
@@ -49,8 +54,9 @@ class Hub:
         """Give a bell for these topics. Listen first, look second: what comes in between still rings."""
         bell, topics = Bell(), list(topics)
         for topic in topics:
-            self._bells.setdefault(topic, set()).add(bell)
-            self._rings.setdefault(topic, 0)
+            if topic not in self._bells:
+                self._bells[topic], self._rings[topic] = set(), next(self._count)
+            self._bells[topic].add(bell)
         try:
             yield bell
         finally:
