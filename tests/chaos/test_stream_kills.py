@@ -67,7 +67,7 @@ def streaming(tmp_path: Path) -> Iterator[tuple[Server, ModuleType]]:
 
 
 def kill_once(server: Server, app: ModuleType, book: Path, after_s: float) -> int:
-    """Kill the server at an instant of a stream, start it again, check the whole; return how many items were read then."""
+    """Kill the server at an instant of a stream, start it again, check the whole; return how many items were read."""
     job = app.stream.spawn(str(book))
     reading = Reading(job)
     reading.start()

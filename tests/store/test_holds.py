@@ -7,11 +7,17 @@ from storerig import DONE, Store, broken, items, new_job, spec
 
 from apothic.protocol.messages import CallOptions
 from apothic.protocol.session import Assignment, Packed, Reports, Resume
-from apothic.store import events
+from apothic.store import events, holds
 from apothic.store.holds import HOLD_S
 from apothic.store.jobs import NewJob
 
 KEPT = 3
+WAY = 1_000
+
+
+@pytest.fixture(autouse=True)
+def a_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holds, "ON_ITS_WAY_BYTES", WAY)
 
 
 async def attached(store: Store) -> tuple[str, Assignment]:
@@ -39,12 +45,15 @@ async def test_items_are_kept_from_the_submit_on_until_they_were_sent(store: Sto
     assert await kept(store, job) == list(range(3, 13))  # nobody is connected yet, and all is kept
     held = await store.holds.attach(job, -1)
     assert held is not None
-    held.sent(8)
+    await held.sent(8, 500)
     await store.report(given, seq=2, said=items(10, first=10))
-    assert await kept(store, job) == list(range(9, 14))
-    held.sent(13)
+    assert await kept(store, job) == list(range(3, 14))  # sent, and perhaps still on its way
+    await held.sent(13, WAY)
     await store.report(given, seq=3, said=items(11, first=11))
-    assert await kept(store, job) == [12, 13, 14]
+    assert await kept(store, job) == list(range(9, 15))
+    await held.sent(14, WAY)
+    await store.report(given, seq=4, said=items(12, first=12))
+    assert await kept(store, job) == [13, 14, 15]
     assert broken(store.path) == {}
 
 
@@ -62,7 +71,11 @@ async def test_the_end_of_the_hold_brings_the_window_back(store: Store) -> None:
     await store.report(given, seq=1, said=items(*range(10)), outcome=DONE)
     assert len(await kept(store, job)) == 10
     assert held is not None
-    await held.close(15, ended=True)
+    await held.sent(15, 100)
+    await held.close()
+    assert len(await kept(store, job)) == 10  # the end itself may be on its way
+    await store.clock.advance(HOLD_S + 1)
+    await store.holds.sweep()
     assert len(await kept(store, job)) == KEPT
     assert await store.rows("SELECT * FROM holds") == []
     assert broken(store.path) == {}
@@ -72,8 +85,8 @@ async def test_a_lost_reader_has_a_minute_to_come_back(store: Store) -> None:
     job, given = await attached(store)
     held = await store.holds.attach(job, -1)
     assert held is not None
-    held.sent(2)
-    await held.close(2, ended=False)
+    await held.sent(2, 100)
+    await held.close()
     await store.report(given, seq=1, said=items(*range(10)))
     await store.clock.advance(HOLD_S - 1)
     await store.holds.sweep()
@@ -125,14 +138,14 @@ async def test_a_generator_far_ahead_of_its_reader_is_paused_and_goes_on(
     assert await told(1, 5, 0) == []
     assert await told(2, 20, 5) == [given.token]
     assert await told(3, 1, 25) == [given.token]  # what was on its way is taken, and it goes on waiting
-    held.sent(5)
-    await held.caught_up(5)
+    await held.sent(5, WAY)
+    await held.sent(5, WAY)
     assert store.frames == []  # too much is still to be read
-    held.sent(28)
-    await held.caught_up(28)
+    await held.sent(28, WAY)
+    await held.sent(28, WAY)
     assert store.frames == [("agt", Resume(token=given.token))]
     assert await told(4, 1, 26) == []
-    await held.caught_up(29)
+    await held.sent(29, WAY)
     assert len(store.frames) == 1  # told once
     assert len(await kept(store, job)) >= KEPT
     assert broken(store.path) == {}

@@ -137,7 +137,7 @@ class Streams:
                 watching.cancel()
                 if held is not None:
                     with contextlib.suppress(ApothicError):  # a full disk; the hold lapses by itself
-                        await held.close(reader.cursor, ended=reader.ended)
+                        await held.close()
 
     async def _follow(self, reader: _Reader, page: Page) -> None:
         started = checked = self._clock.monotonic()
@@ -217,6 +217,8 @@ class _Reader:
         """Send a page, and stand behind it."""
         if text := encode(page):
             await self.write(text)
+            if self._held is not None:
+                await self._held.sent(page.next_index, len(text))
             if page.events or page.reset:
                 self._told = page.reset[0] if page.reset else page.events[-1][0]
         self.cursor = page.next_index
@@ -224,9 +226,6 @@ class _Reader:
         # Behind a reset a watcher's picture is void: a fresh one comes first (Kubernetes lists anew).
         again = self._snapshots and page.reset is not None
         self.wish = replace(self.wish, after=self.cursor, snapshot=again)
-        if self._held is not None:
-            self._held.sent(self.cursor)
-            await self._held.caught_up(self.cursor)
 
     async def rest(self) -> None:
         """Wait for news; send a sign of life when there is none for long: where it stands, if that has moved."""

@@ -1,6 +1,6 @@
-"""Items that are kept for one attached reader until its connection was sent them. Each method is one transaction.
+"""Items that are kept for one attached reader until it has them. Each method is one transaction.
 
-A hold begins with the job and ends with its reader: when that has all of it, or has been away for `HOLD_S`. How far the
+A hold begins with the job, and ends when its reader has been gone for `HOLD_S`, with all of it or not. How far the
 connection has got is remembered in memory, for the writer's trims; the database's own mark is older, so at worst more
 is kept than need be.
 """
@@ -8,6 +8,7 @@ is kept than need be.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable
 
 from apothic.clock import Clock
@@ -17,6 +18,11 @@ from apothic.store.db import Database, Tx
 from apothic.store.jobs import HOLD_S, Jobs
 
 Push = Callable[[str, Resume], None]  # (agent id, frame), called on the loop after the commit
+
+# What was sent may still be on its way when a connection is cut, and its reader comes back for it. Linux lets a
+# connection buffer 4 MiB where it is written and 6 MiB where it is read; a proxy in between has less.
+ON_ITS_WAY_BYTES = 16 * 1024 * 1024
+_MARK_BYTES = 64 * 1024
 
 
 class Holds:
@@ -47,15 +53,15 @@ class Holds:
         job = await self._db.write(write)
         return None if job is None else Held(self, job_id, job, cursor)
 
-    async def caught_up(self, job_id: str, sent: int) -> None:
-        """Let go of what was sent; when little enough is left, let the generator go on that waits for it."""
+    async def caught_up(self, job_id: str) -> None:
+        """Let go of what its reader has; when little enough is left, let the generator go on that waits for it."""
 
         def write(tx: Tx) -> None:
             row = tx.one("held_job", id=job_id)
             if row is None or not row["paused"]:
                 return
             items = events.window(tx, row["seq"], events.ITEM)
-            items.trim(tx, row["seq"], row["stream_window"], sent)
+            items.trim(tx, row["seq"], row["stream_window"], self.readers.sent.get(row["seq"], -1))
             if items.bytes <= events.HELD_BYTES:
                 tx.run("pause_hold", job=row["seq"], paused=False)
                 self.readers.waiting.discard(row["seq"])
@@ -118,21 +124,27 @@ class Held:
         self._holds = holds
         self._job_id = job_id
         self._job = job
-        self.sent(cursor)
+        self._total = 0
+        self._marks: deque[tuple[int, int]] = deque()  # a cursor, and how many bytes had been sent up to it
+        self._holds.readers.sent[job] = cursor
 
-    def sent(self, cursor: int) -> None:
-        """Note that the connection was sent everything up to `cursor`."""
-        self._holds.readers.sent[self._job] = cursor
+    async def sent(self, cursor: int, size: int) -> None:
+        """Note that the connection was sent everything up to `cursor`, in so many bytes more.
 
-    async def caught_up(self, cursor: int) -> None:
-        """Let a generator that waits for this reader go on."""
-        if self._job in self._holds.readers.waiting:
-            await self._holds.caught_up(self._job_id, cursor)
-
-    async def close(self, cursor: int, *, ended: bool) -> None:
-        """Note that the reader is gone: for good, or perhaps not."""
-        if ended:
-            await self._holds.end(self._job_id)
+        Lets a generator go on that waits for this reader.
+        """
+        marks, before = self._marks, self._total
+        self._total += size
+        if len(marks) > 1 and before - marks[-2][1] < _MARK_BYTES:
+            marks[-1] = cursor, self._total
         else:
-            self._holds.readers.sent.pop(self._job, None)
-            await self._holds.lost(self._job_id, cursor)
+            marks.append((cursor, self._total))
+        while marks and self._total - marks[0][1] >= ON_ITS_WAY_BYTES:
+            self._holds.readers.sent[self._job] = marks.popleft()[0]
+        if self._job in self._holds.readers.waiting:
+            await self._holds.caught_up(self._job_id)
+
+    async def close(self) -> None:
+        """Note that the connection is gone. Its reader may come back for what was on its way."""
+        sent = self._holds.readers.sent.pop(self._job, -1)
+        await self._holds.lost(self._job_id, sent)
