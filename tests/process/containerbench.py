@@ -22,8 +22,10 @@ from apothic.protocol.messages import FunctionSpec, SourceFile
 from apothic.protocol.session import (
     Assignment,
     ContainerNews,
+    Item,
     Line,
     Outcome,
+    Packed,
     Report,
     Reports,
     StartContainer,
@@ -35,10 +37,13 @@ MIB = 1024 * 1024
 
 
 class Folder:
-    """Blobs in a directory."""
+    """Blobs in a directory. A test may close the `gate`, or let `trouble` befall what is stored."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.trouble: OSError | None = None
         root.mkdir()
 
     def keep(self, data: bytes) -> str:
@@ -51,6 +56,9 @@ class Folder:
 
     async def store(self, path: Path, sha256: str, size: int) -> None:
         assert path.stat().st_size == size
+        await self.gate.wait()
+        if self.trouble is not None:
+            raise self.trouble
         shutil.copyfile(path, self.root / sha256)
 
 
@@ -71,6 +79,7 @@ class Bench:
         )
         self.containers.site.base_url = "http://127.0.0.1:1"
         self.acknowledge = acknowledge
+        self.paused: list[str] = []  # tokens of generators that get no credit
         self.reports: dict[str, list[Report]] = {}
         self.news: dict[str, list[ContainerNews]] = {}
         self.frames: list[Reports] = []
@@ -91,7 +100,7 @@ class Bench:
             if item.pid:
                 self.pids.add(item.pid)
         if self.acknowledge:
-            asyncio.get_running_loop().call_soon(self.outbox.acknowledged, message.number)
+            asyncio.get_running_loop().call_soon(self.outbox.acknowledged, message.number, self.paused)
         self._changed.set()
 
     async def until(self, holds: Any, seconds: float = 30.0) -> None:
@@ -100,7 +109,25 @@ class Bench:
                 self._changed.clear()
                 await self._changed.wait()
 
+    async def soon(self, holds: Any, seconds: float = 30.0) -> None:
+        """Wait until something holds that nobody tells."""
+        async with asyncio.timeout(seconds):
+            while not holds():
+                await asyncio.sleep(0.005)
+
+    async def quiet(self) -> None:
+        """Wait until nothing more comes: whatever runs waits for us."""
+        while True:
+            seen = len(self.frames)
+            await asyncio.sleep(0.3)
+            if len(self.frames) == seen:
+                return
+
     # --- deeds
+
+    def acknowledge_all(self) -> None:
+        """Say that all that was told so far is on disk."""
+        self.outbox.acknowledged(self.frames[-1].number, self.paused)
 
     def start(
         self, code: str, qualname: str = "f", *, files: Iterable[tuple[str, bytes]] = (), spec: Any = None,
@@ -156,8 +183,7 @@ class Bench:
     async def value(self, token: str) -> Any:
         outcome = await self.outcome(token)
         assert outcome.value is not None, outcome
-        file = self.folder.root / outcome.value.sha256 if outcome.value.sha256 is not None else None
-        return values.unpack(outcome.value, file)
+        return values.unpack(outcome.value, self._file(outcome.value))
 
     async def failure(self, token: str) -> Any:
         outcome = await self.outcome(token)
@@ -174,10 +200,30 @@ class Bench:
         return self.reports.get(token, [])
 
     def lines(self, token: str) -> list[Line]:
-        return [line for report in self.told(token) for line in report.lines]
+        return [one for report in self.told(token) for one in report.said if isinstance(one, Line)]
 
     def text(self, token: str) -> list[str]:
         return [line.text for line in self.lines(token)]
+
+    def items(self, token: str) -> list[Item]:
+        return [one for report in self.told(token) for one in report.said if isinstance(one, Item)]
+
+    def yielded(self, token: str) -> list[Any]:
+        """Return the values of the items so far, after a check of their numbers."""
+        items = self.items(token)
+        assert [item.index for item in items] == list(range(len(items)))
+        return [values.unpack(item.value, self._file(item.value)) for item in items]
+
+    def said(self, token: str) -> list[Any]:
+        """Return the lines and the values of the items in the order in which they were told."""
+        return [
+            one.text if isinstance(one, Line) else values.unpack(one.value, self._file(one.value))
+            for report in self.told(token)
+            for one in report.said
+        ]
+
+    def _file(self, packed: Packed) -> Path | None:
+        return self.folder.root / packed.sha256 if packed.sha256 is not None else None
 
     async def printed(self, token: str, text: str) -> None:
         await self.until(lambda: text in self.text(token))

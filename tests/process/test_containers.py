@@ -352,13 +352,6 @@ async def test_a_missing_blob_fails_the_start(bench: Bench) -> None:
     assert news.failure is not None and news.failure.kind == "startup" and news.failure.retriable
 
 
-@pytest.mark.parametrize("code", ["def f(): yield 1", "async def f(): yield 1"])
-async def test_a_generator_function_is_refused(bench: Bench, code: str) -> None:
-    news = await bench.gone(bench.start(code))
-
-    assert news.failure is not None and "generator functions are not supported yet" in news.failure.message
-
-
 # --- stopping ---------------------------------------------------------------------------------------------------
 
 

@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from apothic.agent.agent import _clear
 from apothic.agent.attempt import Attempt
 from apothic.agent.bundles import MAKING, Bundles
-from apothic.agent.channel import Channel, JobCancelled, Window
+from apothic.agent.channel import Channel
 from apothic.agent.frames import Cancel, FrameError, Output, Run, Stop, encode, news
 from apothic.agent.isolate import environment
 from apothic.agent.lines import LONGEST, Assembler, Tail
 from apothic.agent.outbox import FRAME_BYTES, Outbox, Story
+from apothic.agent.passage import Passage
 from apothic.agent.route import LocalRoute, RemoteRoute
+from apothic.agent.window import JobCancelled, Window
 from apothic.clock import ManualClock
 from apothic.errors import InvalidRequestError
 from apothic.protocol.messages import SourceFile
@@ -112,15 +114,15 @@ async def test_what_is_ready_together_shares_a_frame() -> None:
     one, two = _story(1), _story(2)
 
     outbox.began(one)
-    outbox.lines(one, [_line("a")])
+    outbox.said(one, [_line("a")])
     outbox.ended(one, Outcome(requeue="x"))
     outbox.began(two)
-    outbox.lines(two, [_line("b")])
+    outbox.said(two, [_line("b")])
     outbox.container(ContainerNews(id="ctr_1", state="ready"))
     await _turn()
 
     assert [frame.number for frame in sent] == [0]
-    assert [(r.token, r.seq, r.began, len(r.lines), r.outcome is not None) for r in sent[0].reports] == [
+    assert [(r.token, r.seq, r.began, len(r.said), r.outcome is not None) for r in sent[0].reports] == [
         ("token_1", 0, True, 1, True),
         ("token_2", 0, True, 1, False),
     ]
@@ -166,7 +168,7 @@ async def test_frames_are_kept_in_order_until_acknowledged() -> None:
     outbox, sent = _outbox()
     story = _story()
     for n in range(3):
-        outbox.lines(story, [_line(str(n))])
+        outbox.said(story, [_line(str(n))])
         outbox.flush()
     outbox.ended(story, Outcome(requeue="x"))
     outbox.flush()
@@ -205,12 +207,12 @@ async def test_frames_stay_near_their_cap_and_nothing_is_lost() -> None:
     story = _story()
     texts = [f"{n:06}" + "x" * 16_000 for n in range(500)]
 
-    outbox.lines(story, [_line(text) for text in texts])
+    outbox.said(story, [_line(text) for text in texts])
     outbox.ended(story, Outcome(value=Packed(encoding="pickle", data=b"y" * 60_000, size=60_000)))
     outbox.flush()
 
     assert max(sizes) <= FRAME_BYTES * 1.1 and len(sizes) >= 8
-    assert [line.text for frame in frames for report in frame.reports for line in report.lines] == texts
+    assert [line.text for frame in frames for report in frame.reports for line in report.said] == texts
     assert frames[-1].reports[-1].outcome is not None
 
 
@@ -219,7 +221,7 @@ async def test_a_full_outbox_says_when_there_is_room_again() -> None:
     rang: list[bool] = []
     outbox.on_room = lambda: rang.append(outbox.full)
 
-    outbox.lines(_story(), [_line("x" * 20_000)])
+    outbox.said(_story(), [_line("x" * 20_000)])
     assert outbox.full
     outbox.flush()
     assert outbox.full and rang == []
@@ -233,7 +235,7 @@ async def test_room_is_told_when_the_frame_is_smaller_than_was_reckoned() -> Non
     rang: list[bool] = []
     outbox.on_room = lambda: rang.append(True)
 
-    outbox.lines(_story(), [Line(stream="stdout", text="", at=1.0) for _ in range(210)])
+    outbox.said(_story(), [Line(stream="stdout", text="", at=1.0) for _ in range(210)])
     assert outbox.full
     outbox.flush()
 
@@ -246,7 +248,7 @@ async def test_a_lost_lease_is_told_of_no_more() -> None:
     outbox.began(story)
 
     story.muted = True
-    outbox.lines(story, [_line("x")])
+    outbox.said(story, [_line("x")])
     outbox.ended(story, Outcome(requeue="x"))
     outbox.flush()
 
@@ -263,14 +265,15 @@ async def test_an_attempt_ends_once() -> None:
         container="c", job="j", attempt=1, token="t", input=Packed(encoding="json", data=b"{}"), timeout_s=1.0,
         accept=["json"], job_token="x",
     )  # fmt: skip
-    attempt = Attempt(given_, outbox, ManualClock(), ended.append)
+    passage = Passage(_story(), outbox, _Blobs().store, lambda work: asyncio.get_running_loop().create_task(work))
+    attempt = Attempt(given_, passage, ManualClock(), ended.append)
 
     attempt.printed("stdout", b"half a line")
     attempt.end(Outcome(requeue="first"))
     attempt.end(Outcome(requeue="second"))
     outbox.flush()
 
-    assert [line.text for line in sent[0].reports[0].lines] == ["half a line"]
+    assert [line.text for line in sent[0].reports[0].said] == ["half a line"]
     outcome = sent[0].reports[0].outcome
     assert outcome is not None and outcome.requeue == "first"
     assert len(sent) == 1 and ended == [attempt]

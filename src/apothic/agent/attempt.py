@@ -1,4 +1,4 @@
-"""One attempt inside an agent: what it was given, what it has printed, and how its end is told."""
+"""One attempt inside an agent: what it was given, what it has printed and yielded, and how its end is told."""
 
 from __future__ import annotations
 
@@ -11,30 +11,39 @@ from msgspec.structs import replace
 
 from apothic.agent.frames import Done, Failed, Run, Stream
 from apothic.agent.lines import Assembler, Tail
-from apothic.agent.outbox import Outbox, Story
+from apothic.agent.passage import Passage
 from apothic.clock import Clock
 from apothic.protocol.messages import Failure, FailureKind
-from apothic.protocol.session import Assignment, Lease, Line, Outcome
+from apothic.protocol.session import Assignment, Item, Line, Outcome, Packed
 
-Stop = Literal["cancelled", "timeout"]
+Stop = Literal["cancelled", "timeout", "spoilt"]
 
 
 class Attempt:
-    """From its assignment to its outcome. `stop` says why it is being stopped, if it is."""
+    """From its assignment to its outcome. `stop` says why it is being stopped, if it is.
+
+    `told` hears when its end is told, `spoilt` when what it said is lost before that.
+    """
 
     def __init__(
-        self, assignment: Assignment, outbox: Outbox, clock: Clock, told: Callable[[Attempt], None] = lambda _: None
+        self,
+        assignment: Assignment,
+        passage: Passage,
+        clock: Clock,
+        told: Callable[[Attempt], None] = lambda _: None,
+        spoilt: Callable[[Attempt], None] = lambda _: None,
     ) -> None:
         self.given = assignment
-        self._told = told
-        lease = Lease(job=assignment.job, attempt=assignment.attempt, token=assignment.token)
-        self.story = Story(lease)
+        self.story = passage.story
+        self.items = 0  # that it has yielded
         self.input_path: Path | None = None
         self.stop: Stop | None = None
         self.over = asyncio.Event()
         self.timer: asyncio.TimerHandle | None = None
         self.fetching: asyncio.Task[None] | None = None
-        self._outbox = outbox
+        self._passage = passage
+        passage.on_told = lambda: told(self)
+        passage.on_spoilt = lambda: spoilt(self)
         self._clock = clock
         self._tail = Tail()
         self._began_at = 0.0
@@ -52,7 +61,7 @@ class Attempt:
     def began(self) -> None:
         """Tell that its code is entered."""
         self._began_at = self._clock.monotonic()
-        self._outbox.began(self.story)
+        self._passage.began()
 
     @property
     def ran_s(self) -> float:
@@ -70,7 +79,16 @@ class Attempt:
     def _tell(self, lines: list[Line]) -> None:
         if lines:
             self._tail.add(lines)
-            self._outbox.lines(self.story, lines)
+            self._passage.say(lines)
+
+    def yielded(self, values: list[Packed], file: Path | None) -> None:
+        """Take what its generator yielded; `file` has the bytes of a large one, which comes alone."""
+        first, self.items = self.items, self.items + len(values)
+        self._passage.say([Item(index=index, value=value) for index, value in enumerate(values, first)], file)
+
+    def spoil(self, kind: FailureKind, type: str, message: str) -> None:
+        """Fail it, because something that it said is not there."""
+        self._passage.spoil(self.failure(kind, type, message))
 
     def close_log(self) -> None:
         """Tell the unfinished lines: nothing more will be printed."""
@@ -78,21 +96,15 @@ class Attempt:
         for assembler in (*self._printed.values(), *self._piped.values()):
             self._tell(assembler.finish(now))
 
-    def end(self, outcome: Outcome) -> None:
-        """Tell how it ended, once; nothing of it comes after."""
+    def end(self, outcome: Outcome, file: Path | None = None) -> None:
+        """Tell how it ended, once, after all that it said; `file` has the bytes of a large value."""
         if self.over.is_set():
             return
-        self.release()
-        self.tell(outcome)
-
-    def tell(self, outcome: Outcome) -> None:
-        """Tell how it ended, after all that it printed."""
+        self._release()
         self.close_log()
-        self._outbox.ended(self.story, outcome)
-        self._told(self)
+        self._passage.end(outcome, file)
 
-    def release(self) -> None:
-        """Let go of what it holds. Its outcome may still be under way."""
+    def _release(self) -> None:
         self.over.set()
         if self.timer is not None:
             self.timer.cancel()
@@ -109,16 +121,19 @@ class Attempt:
     def verdict(self, frame: Done | Failed) -> Outcome:
         """Return what the container's answer means, given what was asked of it meanwhile."""
         failure = frame.failure if isinstance(frame, Failed) else None
-        if self.stop == "timeout":  # its time was over, whatever it did with the grace
+        if self.stop in ("timeout", "spoilt"):  # it was over, whatever it did with the grace
             return Outcome(failure=self.stopped(failure))
         if isinstance(frame, Done):
-            return Outcome(value=frame.value, ran_s=self.ran_s)
+            items = self.items if frame.items is not None else None
+            return Outcome(value=frame.value, items=items, ran_s=self.ran_s)
         if self.stop == "cancelled" and frame.cancelled:
             return Outcome(failure=self.stopped(failure))
         return Outcome(failure=frame.failure)
 
     def stopped(self, failure: Failure | None = None) -> Failure:
         """Return the failure of an attempt that was stopped; `failure` tells where its code was."""
+        if self.stop == "spoilt" and self._passage.failure is not None:
+            return self._passage.failure
         where = failure.traceback if failure is not None else ""
         if self.stop == "timeout":
             message = f"ran longer than its timeout_s of {self.given.timeout_s:g} s"

@@ -14,8 +14,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from apothic.agent.channel import Channel, Window
+from apothic.agent.channel import Channel
 from apothic.agent.frames import Output, Stream
+from apothic.agent.window import Window
 from apothic.context import CURRENT
 
 _PIECE = 128 * 1024

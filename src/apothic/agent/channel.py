@@ -1,8 +1,8 @@
-"""The container's end of its socket, and the window in which a cancellation may strike.
+"""The container's end of its socket.
 
-A signal can arrive between any two steps of the main thread, also in the middle of a frame. So our own bookkeeping is
-masked, as in a kernel: what comes meanwhile is remembered and acted on when the mask is lifted, and only if the job
-that it is about still runs its user's code (replicate/cog#791 shows a late signal hitting the next input).
+All that is sent goes through one queue, so what a generator yields and what it prints keep their order. Items may wait
+in it for a millisecond, so that a fast generator costs one frame for many of them; whatever else is sent takes them
+along.
 """
 
 from __future__ import annotations
@@ -13,85 +13,35 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from types import FrameType
 
-from apothic.agent.frames import Cancel, Command, News, commands, encode
+from apothic.agent.frames import Cancel, Command, Items, News, Taken, commands, encode
+from apothic.agent.window import Window
+from apothic.clock import Clock, SystemClock
 
+GATHER_S = 0.001  # items that come faster than this share a frame
+TOGETHER = 64  # items in a frame, at most
+_TOGETHER_BYTES = 64 * 1024
 _CHUNK = 256 * 1024
-Attempt = tuple[str, int]  # a job and the number of the try
-
-
-class JobCancelled(BaseException):
-    """Raised in a job's code when the job is cancelled or over its time. Catch it only to clean up."""
-
-
-class Window:
-    """Whether user code runs in the main thread, and for which job."""
-
-    def __init__(self) -> None:
-        self._main = threading.main_thread().ident
-        self._depth = 0
-        self._signalled = False
-        self._open: Attempt | None = None
-        self.cancelled: set[Attempt] = set()  # what is to stop; the channel fills it
-        self.look: Callable[[], None] = lambda: None  # reads what the channel has, without waiting
-
-    def open(self, attempt: Attempt) -> None:
-        """Let a cancellation of `attempt` strike from now on; also one that came before."""
-        self._open = attempt
-        self._signalled = True
-        with self.masked():
-            pass
-
-    def close(self) -> None:
-        """Let nothing strike any more."""
-        self._open = None
-
-    def on_signal(self, _number: int = 0, _frame: FrameType | None = None) -> None:
-        """Take the agent's SIGUSR1: raise `JobCancelled` if that is what the channel says."""
-        self._signalled = True
-        if self._depth == 0:
-            with self.masked():
-                pass
-
-    @contextlib.contextmanager
-    def masked(self) -> Iterator[None]:
-        """Keep a cancellation out of the body, and let it strike after it."""
-        if threading.get_ident() != self._main:
-            yield
-            return
-        self._depth += 1
-        try:
-            yield
-        finally:
-            self._depth -= 1
-        self.settle()
-
-    def settle(self) -> None:
-        """Act on a signal that came while the mask was up. For the main thread, with the mask down."""
-        while self._signalled and self._depth == 0 and self._open is not None:
-            self._depth += 1
-            try:
-                self._signalled = False
-                self.look()
-            finally:
-                self._depth -= 1
-            if self._open in self.cancelled:
-                self._open = None  # it strikes once
-                raise JobCancelled
+_ATTEND_S = 0.1
 
 
 class Channel:
     """Frames to and from the agent. Any thread may send; the main thread alone receives."""
 
-    def __init__(self, sock: socket.socket, window: Window) -> None:
+    def __init__(self, sock: socket.socket, window: Window, clock: Clock | None = None) -> None:
         self._sock = sock
         self._window = window
+        self._clock = clock or SystemClock()
         self._splitter = commands()
         self._inbox: deque[Command] = deque()
-        self._outgoing: deque[bytearray] = deque()
+        self._outgoing: deque[bytearray | Items] = deque()
         self._lock = threading.RLock()
         self._sending = False
+        self._sent_at = 0.0
+        self._gathered = 0
+        self._bell = threading.Event()  # items wait
+        self._flusher: threading.Thread | None = None
+        self.on_taken: Callable[[Taken], None] = lambda frame: None
         self.at_end = False
         window.look = self.look
 
@@ -102,20 +52,75 @@ class Channel:
         """Forget the socket; for a forked child, which has no business with it."""
         self._sock.close()
 
+    # --- out
+
     def send(self, frame: News) -> None:
         """Send one frame, whole, after all that was sent before it. Raises `OSError` when the agent is gone."""
         with self._window.masked():
             self._outgoing.append(encode(frame))
+            self.flush()
+
+    def gather(self, frame: Items, size: int) -> bool:
+        """Send one item of that many bytes with those that come right behind it, within about 2 ms in any case.
+
+        Return whether it went at once.
+        """
+        self._outgoing.append(frame)
+        self._gathered += size  # two threads may make a little less of it, which is as good
+        if (
+            len(self._outgoing) >= TOGETHER
+            or self._gathered >= _TOGETHER_BYTES
+            or frame.path is not None
+            or self._clock.monotonic() - self._sent_at >= GATHER_S
+        ):
+            self.flush()
+            return True
+        if not self._bell.is_set():
+            self._bell.set()
+            with self._lock:
+                if self._flusher is None:
+                    self._flusher = threading.Thread(target=self._keep_flushing, name="apothic-items", daemon=True)
+                    self._flusher.start()
+        return False
+
+    def flush(self) -> None:
+        """Send everything that waits."""
+        with self._window.masked():
             while self._outgoing:
                 with self._lock:
                     if self._sending:
                         return  # a signal handler printed while this thread was sending; that takes it along
                     self._sending = True
                     try:
+                        self._gathered = 0
                         while self._outgoing:
-                            self._write(self._outgoing.popleft())
+                            self._write(self._next())
+                        self._sent_at = self._clock.monotonic()
                     finally:
                         self._sending = False
+
+    def _next(self) -> bytearray:
+        """Take what is to be sent next, items of one job together."""
+        first = self._outgoing.popleft()
+        if not isinstance(first, Items):
+            return first
+        while first.path is None and len(first.values) < TOGETHER and self._outgoing:
+            following = self._outgoing[0]
+            if not isinstance(following, Items) or following.job != first.job or following.path is not None:
+                break
+            first.values.extend(following.values)
+            self._outgoing.popleft()
+        return encode(first)
+
+    def _keep_flushing(self) -> None:
+        """Send what a generator has yielded and then left: what runs between two `yield`s may block for minutes."""
+        pause = threading.Event()
+        with contextlib.suppress(OSError):  # the agent is gone, and this process about to be
+            while True:
+                self._bell.wait()
+                self._bell.clear()
+                pause.wait(GATHER_S)
+                self.flush()
 
     def _write(self, data: bytearray) -> None:
         left = memoryview(data)
@@ -123,10 +128,18 @@ class Channel:
             try:
                 left = left[self._sock.send(left, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
             except BlockingIOError:
-                select.select([], [self._sock], [])
+                self._await(select.POLLOUT)
+
+    def _await(self, event: int, seconds: float | None = None) -> None:
+        # Not select(2): a descriptor has the number here that it had in the agent, which may be past what that takes.
+        poll = select.poll()
+        poll.register(self._sock, event)
+        poll.poll(None if seconds is None else seconds * 1000)
+
+    # --- in
 
     def look(self) -> None:
-        """Take in what has come, without waiting. Cancellations are noted, the rest waits in the inbox."""
+        """Take in what has come, without waiting. Cancellations and credit are noted, the rest waits in the inbox."""
         while True:
             try:
                 data = self._sock.recv(_CHUNK, socket.MSG_DONTWAIT)
@@ -135,6 +148,18 @@ class Channel:
             self._take(data)
             if not data:
                 return
+
+    def attend(self) -> None:
+        """Wait until something may have come, and take it in; a cancellation may strike meanwhile.
+
+        Raises `BrokenPipeError` when nothing will come any more.
+        """
+        if self.at_end:
+            raise BrokenPipeError("the agent is gone")
+        # Not for ever: the handler of a late signal, of a job before, takes in what this would see.
+        self._await(select.POLLIN, _ATTEND_S)
+        with self._window.masked():  # or a signal would come between the bytes and the splitter
+            self.look()
 
     def receive(self) -> Command | None:
         """Wait for the next command; `None` when there will be none."""
@@ -153,6 +178,9 @@ class Channel:
         if not data:
             self.at_end = True
         for frame in self._splitter.feed(data):
+            if isinstance(frame, Taken):
+                self.on_taken(frame)
+                continue
             if isinstance(frame, Cancel):
                 self._window.cancelled.add((frame.job, frame.attempt))
             self._inbox.append(frame)

@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
 from apothic.agent.capture import Capture
-from apothic.agent.channel import Channel, JobCancelled, Window
-from apothic.agent.frames import Cancel, Command, Done, Failed, Run, Stop
+from apothic.agent.channel import Channel
+from apothic.agent.frames import Cancel, Command, Done, Failed, Run, Stop, Taken
+from apothic.agent.items import Flow
 from apothic.agent.perform import Performer, Reply
+from apothic.agent.window import JobCancelled, Window
 from apothic.context import leave
 
 
@@ -35,14 +38,29 @@ class _Conductor:
         self.capture = capture
         self.running = running
         self.performer = performer
+        self.flows: dict[str, Flow] = {}
+        channel.on_taken = self.taken
 
-    def begin(self, run: Run) -> None:
+    def flow(self, run: Run) -> Flow:
+        """Return what carries the job's items, if it has any."""
+        raise NotImplementedError
+
+    def taken(self, frame: Taken) -> None:
+        flow = self.flows.get(frame.job)
+        if flow is not None and flow.attempt == (frame.job, frame.attempt):
+            flow.taken(frame.upto)
+
+    def begin(self, run: Run) -> Flow:
         self.capture.install()
         self.running.append(run.job)
+        flow = self.flows[run.job] = self.flow(run)
+        return flow
 
     def end(self, run: Run, reply: Done | Failed) -> None:
         self.capture.finish(run.job)
         self.running.remove(run.job)
+        del self.flows[run.job]
+        self.window.forget((run.job, run.attempt))
         leave(run.job)
         self.channel.send(reply)
 
@@ -54,17 +72,19 @@ class Solo(_Conductor):
         while True:
             command = self.channel.receive()
             if isinstance(command, Run):
-                self.begin(command)
-                self.end(command, self._shielded(command))
+                self.end(command, self._shielded(command, self.begin(command)))
             elif command is None or isinstance(command, Stop):
                 return
 
-    def _shielded(self, run: Run) -> Reply:
+    def flow(self, run: Run) -> Flow:
+        return Flow(run, self.channel, self.window, self.channel.attend)
+
+    def _shielded(self, run: Run, flow: Flow) -> Reply:
         context = contextvars.copy_context()
         try:
             try:
                 self.window.open((run.job, run.attempt))
-                return context.run(self.performer.plain, run)
+                return context.run(self.performer.plain, run, flow)
             finally:
                 self.window.close()
                 self.window.cancelled.clear()
@@ -73,7 +93,10 @@ class Solo(_Conductor):
 
 
 class Pool(_Conductor):
-    """Several inputs of a plain function at once, each in a thread. A thread cannot be interrupted from outside."""
+    """Several inputs of a plain function at once, each in a thread.
+
+    A thread cannot be interrupted from outside; a generator in one is asked at its next `yield`.
+    """
 
     def __init__(self, *parts: Any, threads: int) -> None:
         super().__init__(*parts)
@@ -83,13 +106,25 @@ class Pool(_Conductor):
         while True:
             command = self.channel.receive()
             if isinstance(command, Run):
-                self.begin(command)
-                self._threads.submit(contextvars.copy_context().run, self._perform, command)
+                begun = self.begin(command)
+                self._threads.submit(contextvars.copy_context().run, self._perform, command, begun)
+            elif isinstance(command, Cancel):
+                if (flow := self.flows.get(command.job)) is not None:
+                    flow.wake()
             elif command is None or isinstance(command, Stop):
                 return
 
-    def _perform(self, run: Run) -> None:
-        self.end(run, self.performer.plain(run))
+    def flow(self, run: Run) -> Flow:
+        bell = threading.Event()
+
+        def pause() -> None:
+            bell.wait()
+            bell.clear()
+
+        return Flow(run, self.channel, self.window, pause, bell.set)
+
+    def _perform(self, run: Run, flow: Flow) -> None:
+        self.end(run, self.performer.plain(run, flow))
 
 
 class Tasks(_Conductor):
@@ -98,7 +133,6 @@ class Tasks(_Conductor):
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         self._live: dict[str, tuple[int, asyncio.Task[None]]] = {}
-        self._cancelled: set[str] = set()
         self._over = False
 
     def conduct(self) -> None:
@@ -123,8 +157,7 @@ class Tasks(_Conductor):
     def _obey(self, loop: asyncio.AbstractEventLoop, *commands: Command) -> None:
         for command in commands:
             if isinstance(command, Run):
-                self.begin(command)
-                work = self._perform(command)
+                work = self._perform(command, self.begin(command))
                 task = loop.create_task(work, name=command.job, context=contextvars.copy_context())
                 self._live[command.job] = command.attempt, task
                 task.add_done_callback(partial(self._never_entered, command))
@@ -133,14 +166,23 @@ class Tasks(_Conductor):
             elif isinstance(command, Stop):
                 self._end(loop)
 
+    def flow(self, run: Run) -> Flow:
+        bell = asyncio.Event()
+
+        async def pause() -> None:
+            await bell.wait()
+            bell.clear()
+
+        return Flow(run, self.channel, self.window, pause, bell.set)
+
     def _cancel(self, command: Cancel) -> None:
         attempt, task = self._live.get(command.job, (0, None))
         if task is not None and attempt == command.attempt:
-            self._cancelled.add(command.job)
+            self.window.struck.add((command.job, command.attempt))
             task.cancel()
 
-    async def _perform(self, run: Run) -> None:
-        self._answer(run, await self.performer.coroutine(run))
+    async def _perform(self, run: Run, flow: Flow) -> None:
+        self._answer(run, await self.performer.coroutine(run, flow))
 
     def _never_entered(self, run: Run, task: asyncio.Task[None]) -> None:
         """Answer for a task that could not: cancelled before its first step, it never enters its coroutine."""
@@ -149,10 +191,8 @@ class Tasks(_Conductor):
             self._answer(run, self.performer.failed(run, error, "user"))
 
     def _answer(self, run: Run, reply: Reply) -> None:
-        cancelled = run.job in self._cancelled
-        self._cancelled.discard(run.job)
         del self._live[run.job]
-        if cancelled and isinstance(reply, Failed):
+        if (run.job, run.attempt) in self.window.struck and isinstance(reply, Failed):
             reply = Failed(job=reply.job, failure=reply.failure, cancelled=True)
         self.end(run, reply)
 
@@ -172,5 +212,6 @@ def choose(
 
 
 def is_async(entry: Callable[..., Any]) -> bool:
-    """Tell whether calling `entry` gives a coroutine."""
-    return inspect.iscoroutinefunction(entry) or inspect.iscoroutinefunction(getattr(entry, "__call__", None))  # noqa: B004
+    """Tell whether calling `entry` gives a coroutine, or an async generator."""
+    call = getattr(entry, "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(entry) or inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(entry)

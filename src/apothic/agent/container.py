@@ -16,7 +16,20 @@ from msgspec.structs import replace
 
 from apothic.agent import isolate
 from apothic.agent.attempt import Attempt, Stop
-from apothic.agent.frames import Cancel, Done, Failed, News, Output, Ready, Setup, StartFailed, Stream
+from apothic.agent.frames import (
+    Cancel,
+    Done,
+    Failed,
+    FrameError,
+    Items,
+    News,
+    Output,
+    Ready,
+    Setup,
+    StartFailed,
+    Stream,
+    Taken,
+)
 from apothic.agent.frames import Stop as StopFrame
 from apothic.agent.lines import Assembler, Tail
 from apothic.agent.process import Process
@@ -24,7 +37,7 @@ from apothic.agent.site import Site
 from apothic.clock import wait_for
 from apothic.errors import InvalidRequestError
 from apothic.protocol.messages import Failure, FailureKind
-from apothic.protocol.session import ContainerNews, Outcome, StartContainer
+from apothic.protocol.session import ContainerNews, Outcome, Packed, StartContainer
 
 State = Literal["starting", "ready", "gone"]
 # How long a job may wait for the one before it in the same container. Long enough for a hundred jobs of the quick
@@ -52,7 +65,7 @@ class Container:
         self._seats = start.function.options.inputs_at_once
         self._limit = start.function.options.memory_mb * 1024 * 1024
         self._waiting: deque[Attempt] = deque()
-        self._shipping = 0
+        self._telling: set[Attempt] = set()  # ended, but not told yet: something large is being stored
         self._behind: asyncio.TimerHandle | None = None
         self._ends = 0  # of jobs, to tell whether there was any within a while
         self._process: Process | None = None
@@ -240,6 +253,8 @@ class Container:
                 attempt.printed(frame.stream, frame.data)
             else:
                 self._own(frame.stream, frame.data)
+        elif isinstance(frame, Items):
+            self._yielded(frame)
         elif isinstance(frame, Done | Failed):
             self._ended(frame)
         elif isinstance(frame, Ready):
@@ -271,6 +286,22 @@ class Container:
             self._site.outbox.container(ContainerNews(id=self.id, state="ready", pid=self.pid))
             self.feed()
 
+    def _yielded(self, frame: Items) -> None:
+        attempt = self.running.get(frame.job)
+        if attempt is None:
+            return
+        if frame.first != attempt.items:
+            raise FrameError(f"item {frame.first} came where item {attempt.items} was due")
+        file = self._file(frame.path)
+        if not _is_whole(frame.values, file):
+            attempt.spoil("serialization", "FileNotFoundError", "an item was announced as a file, and there is none")
+        attempt.yielded(frame.values, file)
+
+    def taken(self, attempt: Attempt, upto: int) -> None:
+        """Let a generator go on: its items below `upto` are on disk."""
+        if attempt.given.job in self.running and self._process is not None:
+            self._process.send(Taken(job=attempt.given.job, attempt=attempt.given.attempt, upto=upto))
+
     def _ended(self, frame: Done | Failed) -> None:
         assert self._process is not None
         if frame.job not in self.running:
@@ -280,38 +311,42 @@ class Container:
         self._ends += 1
         outcome = attempt.verdict(frame)
         large = outcome.value is not None and outcome.value.sha256 is not None
-        path = self._spooled(frame) if isinstance(frame, Done) and frame.path else None
-        if large and path is not None and not attempt.story.muted:
-            self._shipping += 1
-            self._site.ship(attempt, outcome, path)
-        else:
-            if path is not None:
-                path.unlink(missing_ok=True)  # nobody wants it, and its container may live for days
-            elif large:
-                message = "the result was announced as a file, and there is none"
-                outcome = Outcome(failure=attempt.failure("serialization", "FileNotFoundError", message))
-            attempt.end(outcome)
+        file = self._file(frame.path) if isinstance(frame, Done) else None
+        if large and file is None:
+            message = "the result was announced as a file, and there is none"
+            outcome = Outcome(failure=attempt.failure("serialization", "FileNotFoundError", message))
+        elif file is not None and not large:
+            file.unlink(missing_ok=True)  # nobody wants it
+            file = None
+        self._telling.add(attempt)
+        attempt.end(outcome, file)
         self.feed()
         self._maybe_idle()
 
-    def _spooled(self, frame: Done) -> Path | None:
-        """Return the file with a large result. What a container says is what user code may say: the name is believed,
-        and that only for a plain file (a pipe would block who opens it, a link may lead anywhere)."""
-        path = self._home / "files" / Path(frame.path or "").name
+    def _file(self, path: str | None) -> Path | None:
+        """Take a file with a large value out of the container's directory, which may end before the bytes are stored.
+
+        What a container says is what user code may say: the name is believed, and that only for a plain file (a pipe
+        would block who opens it, a link may lead anywhere).
+        """
+        if path is None:
+            return None
         with contextlib.suppress(OSError, ValueError):
-            if stat.S_ISREG(path.lstat().st_mode):
-                return path
+            found = self._home / "files" / Path(path).name
+            if stat.S_ISREG(found.lstat().st_mode):
+                return self._site.keep(found)
         return None
 
-    def shipped(self) -> None:
-        """Take note that a large result is stored and its job's end told."""
-        self._shipping -= 1
-        self.feed()
+    def told(self, attempt: Attempt) -> None:
+        """Take note that the end of an attempt is told."""
+        if attempt in self._telling:
+            self._telling.remove(attempt)
+            self.feed()
 
     @property
     def _busy(self) -> int:
         # A job whose result is on its way still runs, for all but us: the next one waits until its end is told.
-        return len(self.running) + self._shipping
+        return len(self.running) + len(self._telling)
 
     def _maybe_idle(self) -> None:
         if not self.running and not self._waiting:
@@ -385,3 +420,10 @@ class Container:
                 kind, message = "startup", f"the process ended ({exit}) while the function was imported"
             self._failure = Failure(kind=kind, type="ProcessDied", message=message, retriable=True, exit=exit)
         return replace(self._failure, log_tail=self._tail.text())
+
+
+def _is_whole(values: list[Packed], file: Path | None) -> bool:
+    """Tell whether all bytes are there: in the values, or of a single one in the file."""
+    if file is not None:
+        return len(values) == 1 and values[0].sha256 is not None
+    return all(value.data is not None for value in values)

@@ -14,10 +14,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from apothic.agent import isolate
-from apothic.agent.attempt import Attempt
+from apothic.agent.attempt import Attempt, Stop
 from apothic.agent.bundles import Blobs, Bundles
 from apothic.agent.container import Container
-from apothic.agent.outbox import Outbox
+from apothic.agent.outbox import Outbox, Story
+from apothic.agent.passage import Passage
 from apothic.agent.site import Site
 from apothic.agent.tree import Leftovers, tree_proportional, tree_resident
 from apothic.clock import Clock
@@ -53,9 +54,10 @@ class Containers:
         self.site = Site(
             home=home / "containers", mark=str(home), limits=limits, base_url="", kill_s=kill_s, clock=clock,
             outbox=outbox, bundles=Bundles(home / "bundles", blobs), spawn=self._spawn, leftovers=self._end_leftovers,
-            ship=self._ship, forget=self._forget,
+            keep=self._keep, forget=self._forget,
         )  # fmt: skip
         outbox.on_room = self._resume
+        outbox.credit.on_taken = self._taken
         self._watch = self._spawn(self._watch_memory())
 
     # --- what is asked of it
@@ -72,7 +74,9 @@ class Containers:
         """Give an attempt to its container, once its input is here."""
         if assignment.token in self._held:
             return
-        attempt = Attempt(assignment, self._outbox, self._clock, self._ended)
+        lease = Lease(job=assignment.job, attempt=assignment.attempt, token=assignment.token)
+        passage = Passage(Story(lease), self._outbox, self._blobs.store, self._spawn)
+        attempt = Attempt(assignment, passage, self._clock, self._ended, self._spoilt)
         self._held[assignment.token] = attempt
         container = self.live.get(assignment.container)
         if container is None:
@@ -86,7 +90,7 @@ class Containers:
         """Stop one attempt: ask, then force."""
         attempt = self._held.get(token)
         if attempt is not None and attempt.given.job == job:
-            self._stop(attempt)
+            self._stop(attempt, "cancelled")
 
     def stop(self, container: str, reason: str) -> None:
         """Let a container finish within the grace, and end."""
@@ -99,7 +103,7 @@ class Containers:
             attempt = self._held.get(token)
             if attempt is not None:
                 attempt.mute()
-                self._stop(attempt)
+                self._stop(attempt, "cancelled")
 
     def end(self, containers: list[str]) -> None:
         """End containers that no longer count, at once."""
@@ -138,13 +142,30 @@ class Containers:
             for c in self.live.values()
         ]
 
-    def _stop(self, attempt: Attempt) -> None:
+    def _stop(self, attempt: Attempt, why: Stop) -> None:
         container = self.live.get(attempt.given.container)
         if container is not None:
-            container.stop_attempt(attempt, "cancelled")
+            container.stop_attempt(attempt, why)
+
+    # --- what becomes of what an attempt said
+
+    def _taken(self, lease: Lease, upto: int) -> None:
+        attempt = self._held.get(lease.token)
+        container = self.live.get(attempt.given.container) if attempt is not None else None
+        if attempt is not None and container is not None:
+            container.taken(attempt, upto)
+
+    def _spoilt(self, attempt: Attempt) -> None:
+        self._stop(attempt, "spoilt")
 
     def _ended(self, attempt: Attempt) -> None:
         self._held.pop(attempt.given.token, None)
+        container = self.live.get(attempt.given.container)
+        if container is not None:
+            container.told(attempt)
+
+    def _keep(self, path: Path) -> Path:
+        return path.rename(self._files / f"out-{os.getpid()}-{next(self._numbers)}")
 
     # --- its own work
 
@@ -207,38 +228,6 @@ class Containers:
             return
         attempt.fetching, attempt.input_path = None, path
         container.feed()
-
-    def _ship(self, attempt: Attempt, outcome: Outcome, path: Path) -> None:
-        """Store a large result, then tell the outcome. The container may end meanwhile."""
-        kept = self._files / f"out-{os.getpid()}-{next(self._numbers)}"
-        try:
-            path.rename(kept)  # out of the container's directory, which may end before we are done
-        except OSError as error:
-            message = f"the file with the result is not there: {error}"
-            attempt.end(Outcome(failure=attempt.failure("serialization", type(error).__name__, message)))
-            self._shipped(attempt)
-            return
-        attempt.release()
-        attempt.close_log()
-        self._spawn(self._store(attempt, outcome, kept))
-
-    async def _store(self, attempt: Attempt, outcome: Outcome, path: Path) -> None:
-        packed = outcome.value
-        assert packed is not None and packed.sha256 is not None
-        try:
-            await self._blobs.store(path, packed.sha256, packed.size)
-        except (ApothicError, OSError) as error:
-            message = f"the result could not be stored: {error}"
-            outcome = Outcome(failure=_retriable(attempt.failure("worker_lost", type(error).__name__, message)))
-        finally:
-            path.unlink(missing_ok=True)  # noqa: ASYNC240
-        attempt.tell(outcome)
-        self._shipped(attempt)
-
-    def _shipped(self, attempt: Attempt) -> None:
-        container = self.live.get(attempt.given.container)
-        if container is not None:
-            container.shipped()
 
 
 def _retriable(failure: Failure) -> Failure:

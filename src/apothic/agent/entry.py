@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,8 +32,6 @@ def load(setup: Setup) -> Callable[..., Any]:
     entry = getattr(found, "__apothic_entry__", found)
     if not callable(entry):
         raise TypeError(f"{spec.module}.{spec.qualname} is no function but {type(entry).__name__}")
-    if inspect.isgeneratorfunction(entry) or inspect.isasyncgenfunction(entry):
-        raise _later(spec.name, "generator functions are")
     function: Callable[..., Any] = entry
     return function
 
@@ -44,8 +41,6 @@ def refuse_later(setup: Setup) -> None:
     spec = setup.function
     if spec.kind != "function":
         raise _later(spec.name, f"functions of kind {spec.kind!r} are")
-    if spec.is_generator:
-        raise _later(spec.name, "generator functions are")
     if spec.options.batching is not None:
         raise _later(spec.name, "batched functions are")
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
+from apothic.agent.credit import Credit
 from apothic.clock import Clock
-from apothic.protocol.session import ContainerNews, Lease, Line, Outcome, Report, Reports
+from apothic.protocol.session import ContainerNews, Item, Lease, Line, Outcome, Report, Reports, Said
 
 TOGETHER_S = 0.002  # what is ready within this time shares a frame
 FRAME_BYTES = 1024 * 1024
 # Past this the containers' output is left in their pipes, so that a long absence of the control plane costs memory
 # once and no line at all.
 UNACKNOWLEDGED_BYTES = 16 * 1024 * 1024
+_TOGETHER_ITEMS = 64  # that many wait for no more company
 _LINE_COST = 48  # bytes of a line's frame beside its text
+_ITEM_COST = 64
 
 
 @dataclass
@@ -27,9 +31,19 @@ class Story:
     lease: Lease
     seq: int = 0
     began: bool = False
-    lines: list[Line] = field(default_factory=list)
+    said: list[Said] = field(default_factory=list)
+    size: int = 0  # of what was said
+    items: int = 0  # of what was said, how many are items
     outcome: Outcome | None = None
     muted: bool = False  # the lease is lost, nobody listens
+
+
+class _Piece(NamedTuple):
+    """A report as large as a frame at most; `upto` is behind the last item in it."""
+
+    report: Report
+    cost: int
+    upto: int | None
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,7 @@ class _Kept:
     frame: bytes
     ends: list[Lease]
     gone: list[str]
+    items: list[tuple[Lease, int]]
 
 
 class Outbox:
@@ -48,12 +63,15 @@ class Outbox:
     ) -> None:
         self.send = send
         self.on_room: Callable[[], None] = lambda: None
+        self.credit = Credit()
         self._clock = clock
         self._limit = limit
         self._number = 0
         self._waiting: dict[str, Story] = {}  # by token, in the order of their first news
         self._containers: list[ContainerNews] = []
         self._pending = 0
+        self._held = 0  # bytes that wait elsewhere, behind something that is being stored
+        self._items = 0
         self._kept: deque[_Kept] = deque()
         self._kept_bytes = 0
         self._timer: asyncio.Handle | None = None
@@ -68,15 +86,26 @@ class Outbox:
         story.began = True
         self._add(story)
 
-    def lines(self, story: Story, lines: list[Line]) -> None:
-        """Tell what an attempt printed."""
-        if story.muted:
+    def said(self, story: Story, said: Sequence[Said]) -> None:
+        """Tell what an attempt printed, or what it yielded: all lines, or all items."""
+        if story.muted or not said:
             return
-        story.lines += lines
-        self._pending += sum(len(line.text) + _LINE_COST for line in lines)
-        self._add(story)
+        size = sum(map(cost, said))
+        story.said += said
+        story.size += size
+        self._pending += size
+        items = len(said) if isinstance(said[0], Item) else 0
+        story.items += items
+        self._items += items
+        # Who reads items waits for each; only when the control plane is busy with some do the next ones gather.
+        self._add(story, soon=items > 0 and (not self._kept or self._items >= _TOGETHER_ITEMS))
         if self._pending > FRAME_BYTES:
             self.flush()
+
+    def hold(self, size: int) -> None:
+        """Count bytes that wait elsewhere to be told; less than 0 when they do no longer."""
+        self._held += size
+        self._tell_room()
 
     def ended(self, story: Story, outcome: Outcome) -> None:
         """Tell how an attempt ended: the last news of it."""
@@ -113,7 +142,7 @@ class Outbox:
         That a job has begun can wait for its own end: the next one begins in the very turn in which this one ends, and
         would have cost each job two reports.
         """
-        begun = {t: s for t, s in self._waiting.items() if s.began and not s.lines and s.outcome is None}
+        begun = {t: s for t, s in self._waiting.items() if s.began and not s.said and s.outcome is None}
         for token in begun:
             del self._waiting[token]
         self.flush()
@@ -127,43 +156,51 @@ class Outbox:
             self._timer.cancel()
         self._timer, self._soon = None, False
         now = self._clock.now()
-        reports: list[Report] = []
+        pieces: list[_Piece] = []
         size = 0
         for story in self._waiting.values():
             if story.muted:
                 continue
-            for report in _reports(story, now):
-                cost = _cost(report)
-                if size and size + cost > FRAME_BYTES:
-                    self._post(reports, [])
-                    reports, size = [], 0
-                reports.append(report)
-                size += cost
+            for piece in _pieces(story, now):
+                if size and size + piece.cost > FRAME_BYTES:
+                    self._post(pieces, [])
+                    pieces, size = [], 0
+                pieces.append(piece)
+                size += piece.cost
         containers, self._containers = self._containers, []
         self._waiting.clear()
-        self._pending = 0
-        if reports or containers:
-            self._post(reports, containers)
+        self._pending = self._items = 0
+        if pieces or containers:
+            self._post(pieces, containers)
         self._tell_room()  # a frame is smaller than what was reckoned for it
 
     def _tell_room(self) -> None:
-        if self._was_full and self._kept_bytes + self._pending <= self._limit:
+        if self._was_full and self._kept_bytes + self._pending + self._held <= self._limit:
             self._was_full = False
             self.on_room()
 
-    def _post(self, reports: list[Report], containers: list[ContainerNews]) -> None:
+    def _post(self, pieces: list[_Piece], containers: list[ContainerNews]) -> None:
+        reports = [piece.report for piece in pieces]
         frame = self._encoder.encode(Reports(number=self._number, reports=reports, containers=containers))
-        ends = [Lease(job=r.job, attempt=r.attempt, token=r.token) for r in reports if r.outcome is not None]
+        ends = [_lease(report) for report in reports if report.outcome is not None]
         gone = [news.id for news in containers if news.state == "gone"]
-        self._kept.append(_Kept(self._number, frame, ends, gone))
+        items = [(_lease(piece.report), piece.upto) for piece in pieces if piece.upto is not None]
+        self._kept.append(_Kept(self._number, frame, ends, gone, items))
         self._kept_bytes += len(frame)
         self._number += 1
         self.send(frame)
 
-    def acknowledged(self, number: int) -> None:
-        """Forget every frame up to `number`."""
+    # --- what is on disk
+
+    def acknowledged(self, number: int, paused: Collection[str] = ()) -> None:
+        """Forget every frame up to `number`, and let generators go on, but for those whose tokens are `paused`."""
         while self._kept and self._kept[0].number <= number:
-            self._kept_bytes -= len(self._kept.popleft().frame)
+            kept = self._kept.popleft()
+            self._kept_bytes -= len(kept.frame)
+            for lease, upto in kept.items:
+                self.credit.on_disk(lease, upto, paused=lease.token in paused)
+            for lease in kept.ends:
+                self.credit.ended(lease)
         self._tell_room()
 
     def unacknowledged(self) -> list[bytes]:
@@ -184,7 +221,7 @@ class Outbox:
     @property
     def full(self) -> bool:
         """Whether containers must not be read for now; `on_room` is called when that is over."""
-        if self._kept_bytes + self._pending > self._limit:
+        if self._kept_bytes + self._pending + self._held > self._limit:
             self._was_full = True
             return True
         return False
@@ -195,38 +232,49 @@ class Outbox:
         return not (self._kept or self._waiting or self._containers)
 
 
-def _cost(report: Report) -> int:
-    value = report.outcome.value if report.outcome is not None else None
-    inline = len(value.data) if value is not None and value.data is not None else 0
-    return 200 + inline + sum(len(line.text) + _LINE_COST for line in report.lines)
+def cost(one: Said) -> int:
+    """Reckon how many bytes of a frame it takes."""
+    if isinstance(one, Line):
+        return len(one.text) + _LINE_COST
+    data = one.value.data
+    return _ITEM_COST if data is None else len(data) + _ITEM_COST
 
 
-def _reports(story: Story, now: float) -> list[Report]:
+def _lease(report: Report) -> Lease:
+    return Lease(job=report.job, attempt=report.attempt, token=report.token)
+
+
+def _pieces(story: Story, now: float) -> Iterator[_Piece]:
     """Take what a story has to tell, in pieces of about a frame."""
-    found: list[Report] = []
-    lines, story.lines = story.lines, []
-    began, story.began = story.began, False
-    start = size = 0
-    for place, line in enumerate(lines):
-        cost = len(line.text) + _LINE_COST
-        if size and size + cost > FRAME_BYTES - 1024:
-            found.append(_report(story, now, began, lines[start:place], None))
-            began, start, size = False, place, 0
-        size += cost
+    said, story.said = story.said, []
+    size, story.size = story.size, 0
+    items, story.items = story.items, 0
     outcome = story.outcome
-    inline = len(outcome.value.data or b"") if outcome is not None and outcome.value is not None else 0
-    if outcome is not None and size and size + inline > FRAME_BYTES:
-        found.append(_report(story, now, began, lines[start:], None))
-        began, start = False, len(lines)
-    if began or outcome is not None or start < len(lines):
-        found.append(_report(story, now, began, lines[start:], outcome))
-    return found
+    value = outcome.value if outcome is not None else None
+    inline = len(value.data or b"") if value is not None else 0
+    if size + inline > FRAME_BYTES - 1024:
+        start = size = 0
+        for place, one in enumerate(said):
+            more = cost(one)
+            if size and size + more > FRAME_BYTES - 1024:
+                yield _piece(story, now, said[start:place], None, size, items > 0)
+                start, size = place, 0
+            size += more
+        said = said[start:]
+        if size + inline > FRAME_BYTES - 1024:
+            yield _piece(story, now, said, None, size, items > 0)
+            said, size = [], 0
+    if story.began or said or outcome is not None:
+        yield _piece(story, now, said, outcome, size + inline, items > 0)
 
 
-def _report(story: Story, now: float, began: bool, lines: list[Line], outcome: Outcome | None) -> Report:
-    lease, seq = story.lease, story.seq
+def _piece(story: Story, now: float, said: list[Said], outcome: Outcome | None, size: int, yielded: bool) -> _Piece:
+    lease, seq, began = story.lease, story.seq, story.began
     story.seq += 1
-    return Report(
-        job=lease.job, attempt=lease.attempt, token=lease.token, seq=seq, at=now, began=began, lines=lines,
+    story.began = False
+    report = Report(
+        job=lease.job, attempt=lease.attempt, token=lease.token, seq=seq, at=now, began=began, said=said,
         outcome=outcome,
     )  # fmt: skip
+    upto = next((one.index + 1 for one in reversed(said) if isinstance(one, Item)), None) if yielded else None
+    return _Piece(report, 200 + size, upto)

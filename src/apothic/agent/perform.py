@@ -1,19 +1,25 @@
-"""Run one input: unpack it, call the function, pack what comes back. Whatever happens becomes a frame."""
+"""Run one input: unpack it, call the function, pack what comes back. Whatever happens becomes a frame.
+
+A generator function is run to its end; what it yields goes its own way meanwhile.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
-from apothic.agent.channel import JobCancelled
 from apothic.agent.frames import Done, Failed, Run, Setup
+from apothic.agent.items import Flow, drive, drive_async
+from apothic.agent.window import JobCancelled
 from apothic.context import CurrentJob, enter
 from apothic.errors import PayloadTooLargeError
 from apothic.protocol import values
@@ -28,6 +34,7 @@ class Performer:
 
     def __init__(self, setup: Setup, entry: Callable[..., Any]) -> None:
         self.entry = entry
+        self._yields = inspect.isgeneratorfunction(entry) or inspect.isasyncgenfunction(entry)
         self._setup = setup
         self._name = setup.function.name
         self._spool_dir = Path(setup.work_dir)
@@ -52,7 +59,7 @@ class Performer:
         path = Path(run.input_path) if run.input_path is not None else None
         return values.unpack_arguments(run.input, path, what=f"the arguments of {self._name}")
 
-    def plain(self, run: Run) -> Reply:
+    def plain(self, run: Run, flow: Flow) -> Reply:
         """Run one input of a plain function, in the thread and context it is called in."""
         self.enter(run)
         try:
@@ -61,14 +68,16 @@ class Performer:
             return self.failed(run, error, _packing(error))
         try:
             value = self.entry(*args, **kwargs)
+            if self._yields:
+                value = drive(value, flow, partial(self._ship, run, flow))
         except BaseException as error:
             self._leave_fork(error)
-            return self.failed(run, error, "user")
+            return self.failed(run, error, _packing(error) if error is flow.refused else "user")
         self._leave_fork(None)
         del args, kwargs  # a large input goes before a large result is packed
-        return self.done(run, value)
+        return self.done(run, value, flow)
 
-    async def coroutine(self, run: Run) -> Reply:
+    async def coroutine(self, run: Run, flow: Flow) -> Reply:
         """Run one input of an `async def` function, in a context of its own."""
         self.enter(run)
         try:
@@ -76,29 +85,41 @@ class Performer:
         except BaseException as error:
             return self.failed(run, error, _packing(error))
         try:
-            value = await self.entry(*args, **kwargs)
+            made = self.entry(*args, **kwargs)
+            value = await (drive_async(made, flow, partial(self._ship, run, flow)) if self._yields else made)
         except BaseException as error:
             self._leave_fork(error)
-            return self.failed(run, error, "user")
+            return self.failed(run, error, _packing(error) if error is flow.refused else "user")
         self._leave_fork(None)
         del args, kwargs
-        return self.done(run, value)
+        return self.done(run, value, flow)
 
-    def done(self, run: Run, value: Any) -> Reply:
+    def done(self, run: Run, value: Any, flow: Flow) -> Reply:
         """Pack a value, as the caller can read it."""
         try:
-            envelope = values.pack(
-                value,
-                payload_limit=self._setup.payload_limit,
-                inline_limit=self._setup.inline_limit,
-                what=f"the result of {self._name}",
-                allow_pickle="pickle" in run.accept,
-                spool_dir=self._spool_dir,
-            )
+            envelope = self._pack(run, value, f"the result of {self._name}")
         except BaseException as error:
             return self.failed(run, error, _packing(error))
         path = str(envelope.file) if envelope.file is not None else None
-        return Done(job=run.job, value=envelope.packed, path=path)
+        return Done(job=run.job, value=envelope.packed, path=path, items=flow.sent if self._yields else None)
+
+    def _ship(self, run: Run, flow: Flow, value: Any) -> bool:
+        self._leave_fork(None)
+        try:
+            return flow.ship(self._pack(run, value, f"item {flow.sent} of {self._name}"))
+        except BaseException as error:
+            flow.refused = error
+            raise
+
+    def _pack(self, run: Run, value: Any, what: str) -> values.Envelope:
+        return values.pack(
+            value,
+            payload_limit=self._setup.payload_limit,
+            inline_limit=self._setup.inline_limit,
+            what=what,
+            allow_pickle="pickle" in run.accept,
+            spool_dir=self._spool_dir,
+        )
 
     def failed(self, run: Run, error: BaseException, kind: FailureKind) -> Failed:
         """Tell how an attempt failed."""

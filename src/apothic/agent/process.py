@@ -48,6 +48,7 @@ class Process:
         self._splitter = news()
         self._unsent = bytearray()
         self._reading = False
+        self._broken = False
         self.status: int | None = None
         self.peak_kb = 0
         self.sock, theirs = socket.socketpair()
@@ -146,7 +147,8 @@ class Process:
             for frame in self._splitter.feed(data):
                 self._ears.on_frame(frame)
         except FrameError:
-            self.kill()  # user code wrote into the socket, and nothing that follows can be trusted
+            self._broken = True  # user code wrote into the socket, and nothing that follows can be trusted
+            self.kill()
             return False
         return bool(data)
 
@@ -170,14 +172,8 @@ class Process:
         self.pause()
         self._reading = False
         self.sock.setblocking(False)
-        while True:
-            try:
-                data = self.sock.recv(_CHUNK)
-            except OSError:
-                break
-            if not data:
-                break
-            with contextlib.suppress(FrameError):
+        with contextlib.suppress(OSError, FrameError):
+            while not self._broken and (data := self.sock.recv(_CHUNK)):
                 for frame in self._splitter.feed(data):
                     self._ears.on_frame(frame)
         for fd in self._pipes:

@@ -12,11 +12,12 @@ from msgspec.structs import replace
 
 from apothic.agent import isolate
 from apothic.agent.capture import Capture
-from apothic.agent.channel import Channel, Window
+from apothic.agent.channel import Channel
 from apothic.agent.conduct import choose
 from apothic.agent.entry import load
 from apothic.agent.frames import Ready, Setup, StartFailed
 from apothic.agent.perform import Performer
+from apothic.agent.window import Window
 from apothic.protocol.failures import describe
 
 

@@ -31,6 +31,7 @@ from apothic.protocol.session import (
     Leave,
     Renew,
     Renewed,
+    Resume,
     StartContainer,
     StopContainer,
     Welcome,
@@ -196,6 +197,7 @@ class Agent:
         self._containers.end(welcome.dead_containers)
         self._outgoing.clear()
         self._outgoing.extend(self._outbox.unacknowledged())
+        self._outbox.credit.resume_all()
         self._live = True
 
     def _take(self, frame: Downward) -> None:
@@ -206,8 +208,10 @@ class Agent:
             case Work(assignments=assignments):
                 for assignment in assignments:
                     containers.assign(assignment)
-            case Acknowledge(number=number):
-                self._outbox.acknowledged(number)
+            case Acknowledge(number=number, paused=paused):
+                self._outbox.acknowledged(number, paused)
+            case Resume(token=token):
+                self._outbox.credit.resume(token)
             case CancelAttempt(job=job, token=token):
                 containers.cancel(job, token)
             case StartContainer():

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 from apothic.agent.bundles import Bundles
 from apothic.agent.outbox import Outbox
 from apothic.clock import Clock
-from apothic.protocol.session import Outcome, Welcome
+from apothic.protocol.session import Welcome
 
 if TYPE_CHECKING:
     import asyncio
 
-    from apothic.agent.attempt import Attempt
     from apothic.agent.container import Container
 
 
@@ -33,5 +32,5 @@ class Site:
     bundles: Bundles
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     leftovers: Callable[[], Awaitable[None]]
-    ship: Callable[[Attempt, Outcome, Path], None]
+    keep: Callable[[Path], Path]  # moves a file out of a container's directory
     forget: Callable[[Container], None]
