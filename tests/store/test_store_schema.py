@@ -153,3 +153,16 @@ async def test_what_was_written_is_there_after_a_new_open(store: Store) -> None:
     again.db.open()
     assert await again.status(job) == "succeeded"
     await again.db.close()
+
+
+def test_a_file_of_the_first_schema_keeps_its_events() -> None:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    (_, first), *_ = migrations()
+    connection.executescript(f"{first}\nPRAGMA user_version = 1;")
+    rows = [(1, n, kind, 1, "{}") for n, kind in enumerate(("job.status", "job.log", "job.end"))]
+    connection.execute("DROP TRIGGER events_in_order")  # there is no job that has given the indices out
+    connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", rows)
+    connection.execute("CREATE TRIGGER events_in_order BEFORE INSERT ON events BEGIN SELECT 1; END")
+    database.migrate(connection)
+    assert connection.execute("SELECT * FROM events ORDER BY idx").fetchall() == rows
+    connection.close()

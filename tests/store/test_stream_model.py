@@ -26,4 +26,4 @@ class StoreGround(Ground):
 
 
 def test_every_reader_is_told_all_that_was_kept_and_of_all_that_was_lost(tmp_path: Path) -> None:
-    play(lambda: StoreGround(tmp_path), (Pages,), 0, 250, "1", True)
+    play(tmp_path, StoreGround, (Pages,), named="1", first=0, last=500)

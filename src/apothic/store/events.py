@@ -145,7 +145,8 @@ def value_text(value: Packed) -> str:
         name = "value" if value.data is not None else "ref"
         return f'"{name}":{dumps(values.to_wire(value, binary=False))}'
     try:
-        text = bytes(_raw(value.data)).decode()
+        _raw(value.data)
+        text = value.data.decode()
         if "\n" in text or "\r" in text:
             text = dumps(msgspec.json.decode(text))
     except (ValueError, RecursionError) as error:

@@ -88,10 +88,10 @@ def read_page(tx: Tx, wish: Wish, view: Callable[[Tx, sqlite3.Row], JobView]) ->
     oldest = _oldest(tx, job, wish.wanted) if wish.oldest else None
     if job["ended_at"] is not None and after >= head:
         return Page(after, head, end=True, snapshot=snapshot, oldest=oldest)
-    if after > head:
-        told = _reset(tx, job, wish, CURSOR_AHEAD, after, -1, {})
-        return Page(-1, head, end=False, more=True, reset=(-1, told), snapshot=snapshot, oldest=oldest)
     windows = {row["type"]: row for row in tx.all("windows", job=job["seq"]) if row["type"] in wish.wanted}
+    if after > head:
+        told = _reset(tx, job, wish, CURSOR_AHEAD, after, -1, windows)
+        return Page(-1, head, end=False, more=True, reset=(-1, told), snapshot=snapshot, oldest=oldest)
     stop, reason = _stop(tx, job["seq"], after, windows)
     upto = head if stop is None else stop
     events, whole = _events(tx, job["seq"], wish, after, upto)

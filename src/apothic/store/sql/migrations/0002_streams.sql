@@ -1,3 +1,25 @@
+-- The events once more, with a cheaper check of their types.
+CREATE TEMP TABLE kept AS SELECT * FROM events;
+DROP TABLE events;
+CREATE TABLE events (
+    job     INTEGER NOT NULL REFERENCES jobs (seq),
+    idx     INTEGER NOT NULL CHECK (idx >= 0),
+    -- Not IN: of six names SQLite makes a table for each row, which cost 5 µs of the 9 that an event took.
+    type    TEXT NOT NULL
+            CHECK (type = 'job.stream_item' OR type = 'job.log' OR type = 'job.status' OR type = 'job.result'
+                   OR type = 'job.error' OR type = 'job.end'),
+    attempt INTEGER NOT NULL,
+    data    TEXT NOT NULL,
+    PRIMARY KEY (job, idx)
+) STRICT, WITHOUT ROWID;
+INSERT INTO events SELECT * FROM kept;
+DROP TABLE kept;
+CREATE TRIGGER events_in_order BEFORE INSERT ON events
+WHEN NEW.idx >= (SELECT next_index FROM jobs WHERE seq = NEW.job)
+BEGIN
+    SELECT RAISE(ABORT, 'an event needs an index that the job has given out');
+END;
+
 -- The blobs that items name: a blob is wanted as long as an event with a reference to it is kept.
 CREATE TABLE event_blobs (
     job    INTEGER NOT NULL REFERENCES jobs (seq),
