@@ -22,6 +22,18 @@ if TYPE_CHECKING:
     from apothic.context import CurrentJob as CurrentJob
     from apothic.context import current_job as current_job
     from apothic.errors import ApothicError as ApothicError
+    from apothic.errors import JobStreamResetError as JobStreamResetError
+    from apothic.protocol.events import JobEndEvent as JobEndEvent
+    from apothic.protocol.events import JobErrorEvent as JobErrorEvent
+    from apothic.protocol.events import JobLogEvent as JobLogEvent
+    from apothic.protocol.events import JobResetEvent as JobResetEvent
+    from apothic.protocol.events import JobResultEvent as JobResultEvent
+    from apothic.protocol.events import JobSnapshotEvent as JobSnapshotEvent
+    from apothic.protocol.events import JobStatusEvent as JobStatusEvent
+    from apothic.protocol.events import JobStreamCheckpoint as JobStreamCheckpoint
+    from apothic.protocol.events import JobStreamCursor as JobStreamCursor
+    from apothic.protocol.events import JobStreamEvent as JobStreamEvent
+    from apothic.protocol.events import JobStreamItemEvent as JobStreamItemEvent
     from apothic.protocol.messages import AppManifest as AppManifest
     from apothic.protocol.specs import BatchingSpec as BatchingSpec
     from apothic.protocol.specs import ConcurrencySpec as ConcurrencySpec
@@ -39,7 +51,20 @@ _HOMES = {
     "apothic.client.job": ("Job",),
     "apothic.client.remote": ("RemoteFunction",),
     "apothic.context": ("CurrentJob", "current_job"),
-    "apothic.errors": ("ApothicError",),
+    "apothic.errors": ("ApothicError", "JobStreamResetError"),
+    "apothic.protocol.events": (
+        "JobEndEvent",
+        "JobErrorEvent",
+        "JobLogEvent",
+        "JobResetEvent",
+        "JobResultEvent",
+        "JobSnapshotEvent",
+        "JobStatusEvent",
+        "JobStreamCheckpoint",
+        "JobStreamCursor",
+        "JobStreamEvent",
+        "JobStreamItemEvent",
+    ),
     "apothic.protocol.messages": ("AppManifest",),
     "apothic.protocol.specs": ("BatchingSpec", "ConcurrencySpec", "Cron", "FunctionOptions", "Period", "Retries"),
 }
@@ -47,7 +72,9 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ApothicError", "App", "AppManifest", "BatchingSpec", "ConcurrencySpec", "ControlPlaneClient", "Cron",
-    "CurrentJob", "Function", "FunctionOptions", "Job", "LocalEntrypoint", "Period", "RemoteApp", "RemoteFunction",
+    "CurrentJob", "Function", "FunctionOptions", "Job", "JobEndEvent", "JobErrorEvent", "JobLogEvent", "JobResetEvent",
+    "JobResultEvent", "JobSnapshotEvent", "JobStatusEvent", "JobStreamCheckpoint", "JobStreamCursor", "JobStreamEvent",
+    "JobStreamItemEvent", "JobStreamResetError", "LocalEntrypoint", "Period", "RemoteApp", "RemoteFunction",
     "Retries", "__version__", "batched", "concurrent", "current_job", "errors",
 ]  # fmt: skip
 

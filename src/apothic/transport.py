@@ -1,4 +1,4 @@
-"""The asking end of every route: one pool for each process and loop, keys, resending, errors by their names, blobs."""
+"""The asking end of every route: a pool for each process and loop, keys, resending, errors by name, blobs, streams."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote
 
-import msgspec
 from msgspec import Struct
 
 from apothic import __version__, errors
 from apothic.clock import Clock, SystemClock
 from apothic.protocol import routes
-from apothic.protocol.messages import Blob, BlobView, ErrorReply
+from apothic.protocol.forms import MSGPACK, decode, form_of, read_error
+from apothic.protocol.messages import Blob, BlobView
 from apothic.protocol.routes import Route
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ A = TypeVar("A", bound=Struct)
 R = TypeVar("R", bound=Struct)
 T = TypeVar("T")
 
-MSGPACK = "application/msgpack"
 VERSION_HEADER = "Apothic-Version"
 # Full jitter between these: the first resend comes soon, and a server that starts is not met by all at once.
 BACKOFF_S = (0.1, 2.0)
@@ -40,6 +38,7 @@ PATIENCE_S = 60.0
 CONNECT_S = 10.0
 ANSWER_S = 60.0  # for an answer to begin, besides the time that was asked for by `wait_s`
 CHUNK = 1 << 20
+STREAM_CHUNK = 1 << 18
 _GATEWAY_STATUSES = (502, 503, 504)
 
 
@@ -81,7 +80,7 @@ class Transport:
         Raises the error that the server names, `AuthError`, `ServerUnavailableError` (after resending what may be
         resent), `VersionMismatchError`. Cancelling it closes the connection; what was asked may happen all the same.
         """
-        form = _form(route)
+        form = form_of(route)
 
         async def once() -> R:
             session = await self._session()
@@ -95,7 +94,7 @@ class Transport:
             ) as answer:
                 body = await answer.read()
                 self._check(answer.status, answer.headers, body, route)
-                return _decode(route.reply, answer.headers.get("Content-Type", ""), body)
+                return decode(route.reply, answer.headers.get("Content-Type", ""), body)
 
         return await self._persist(route, once, timeout_s)
 
@@ -104,7 +103,7 @@ class Transport:
 
         async def once() -> bool:
             session = await self._session()
-            url = self.base_url + _form(routes.HEAD_BLOB).path(Blob(sha256=sha256))
+            url = self.base_url + form_of(routes.HEAD_BLOB).path(Blob(sha256=sha256))
             async with session.head(url, headers=self._headers(None, False), timeout=_limits(0.0)) as answer:
                 if answer.status == 404:
                     return False
@@ -130,13 +129,13 @@ class Transport:
                 "Content-Type": "application/octet-stream",
                 "Content-Length": str(size),
             }
-            url = self.base_url + _form(routes.PUT_BLOB).path(Blob(sha256=sha256))
+            url = self.base_url + form_of(routes.PUT_BLOB).path(Blob(sha256=sha256))
             data = source if isinstance(source, bytes) else _chunks_of(source)
             try:
                 async with session.put(url, data=data, headers=headers, timeout=_streaming()) as answer:
                     body = await answer.read()
                     self._check(answer.status, answer.headers, body, routes.PUT_BLOB)
-                    return _decode(BlobView, answer.headers.get("Content-Type", ""), body)
+                    return decode(BlobView, answer.headers.get("Content-Type", ""), body)
             finally:
                 if not isinstance(data, bytes):
                     with contextlib.suppress(RuntimeError):  # it is being cancelled, which closes it as well
@@ -154,7 +153,7 @@ class Transport:
 
         async def once() -> None:
             session = await self._session()
-            url = self.base_url + _form(routes.GET_BLOB).path(Blob(sha256=sha256))
+            url = self.base_url + form_of(routes.GET_BLOB).path(Blob(sha256=sha256))
             headers = self._headers(api_key, False)
             async with session.get(url, headers=headers, timeout=_streaming(), read_bufsize=CHUNK) as answer:
                 if answer.status >= 300:
@@ -163,6 +162,38 @@ class Transport:
                 await _write_checked(answer.content.iter_chunked(CHUNK), sha256, dest)
 
         await self._persist(routes.GET_BLOB, once, timeout_s)
+
+    async def open(self, route: Route[A, Any], message: A, *, accept: str, api_key: str | None = None) -> Answer:
+        """Ask once, and return the answer as it begins: its body is to be read, and the answer to be closed.
+
+        No time limit holds but that of connecting. Raises what `ask` raises, `ServerUnavailableError` without asking
+        again; after a refused connection, the next try goes to where the server is by then.
+        """
+        aiohttp = await _library()
+        form = form_of(route)
+        session = await self._session()
+        answer = None
+        try:
+            answer = await session.request(
+                route.method,
+                self.base_url + form.path(message),
+                params=form.query(message),
+                headers=self._headers(api_key, False) | {"Accept": accept},
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+                read_bufsize=STREAM_CHUNK,
+            )
+            body = await answer.read() if answer.status >= 300 else b""
+            self._check(answer.status, answer.headers, body, route)
+        except BaseException as error:
+            if answer is not None:
+                answer.close()
+            if not isinstance(error, (aiohttp.ClientError, TimeoutError, ConnectionError)):
+                raise
+            trouble = self._trouble(error)
+            if isinstance(error, aiohttp.ClientConnectorError):
+                await self._move()
+            raise trouble from None
+        return Answer(self, answer)
 
     async def close(self) -> None:
         """Close the connections of this process and loop. The next ask opens new ones."""
@@ -203,11 +234,7 @@ class Transport:
                 self._met = True
                 return answer
             except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-                if isinstance(error, aiohttp.InvalidURL):
-                    raise errors.ConfigError(
-                        f"{self.base_url} is no URL", hint="use one such as http://127.0.0.1:8700"
-                    ) from None
-                trouble = self._unavailable(error)
+                trouble = self._trouble(error)
                 refused = isinstance(error, aiohttp.ClientConnectorError)
             except errors.ServerUnavailableError as error:
                 trouble, refused = error, False
@@ -218,8 +245,20 @@ class Transport:
             if not (route.resend or refused) or self._clock.monotonic() - begun + delay > patience:
                 raise trouble from None
             await self._clock.sleep(delay)
-            if refused and self._relocate is not None:
-                self.base_url = (await self._relocate()).rstrip("/")
+            if refused:
+                await self._move()
+
+    async def _move(self) -> None:
+        if self._relocate is not None:
+            self.base_url = (await self._relocate()).rstrip("/")
+
+    def _trouble(self, error: BaseException) -> errors.ServerUnavailableError:
+        """Name what the library raised. Raises `ConfigError` when no time can mend it."""
+        if isinstance(error, sys.modules["aiohttp"].InvalidURL):
+            raise errors.ConfigError(
+                f"{self.base_url} is no URL", hint="use one such as http://127.0.0.1:8700"
+            ) from None
+        return self._unavailable(error)
 
     def _unavailable(self, error: BaseException) -> errors.ServerUnavailableError:
         said = str(error) or type(error).__name__
@@ -242,7 +281,7 @@ class Transport:
             )
         if status < 300 or (route is routes.READYZ and status == 503 and version is not None):
             return
-        error = _read_error(body, headers.get("Content-Type", ""))
+        error = read_error(body, headers.get("Content-Type", ""))
         if error is None:
             error = self._nameless(status, version is not None)
         if isinstance(error, errors.AuthError):
@@ -253,6 +292,8 @@ class Transport:
             )
         if isinstance(error, errors.ServerUnavailableError) and not error.url:
             error.url = self.base_url
+        if error.http != status:
+            error.details.setdefault("status", status)
         if "Retry-After" in headers:
             error.details.setdefault("retry_after_s", _seconds(headers["Retry-After"]))
         raise error
@@ -272,75 +313,29 @@ class Transport:
         return cls(f"{self.base_url} answers {status}")
 
 
-# --- messages as requests ---------------------------------------------------------------------------------------
+class Answer:
+    """An answer that is read as it comes."""
+
+    def __init__(self, transport: Transport, answer: aiohttp.ClientResponse) -> None:
+        self.status = answer.status
+        self.content_type = answer.headers.get("Content-Type", "")
+        self._transport = transport
+        self._answer = answer
+
+    async def read(self) -> bytes:
+        """Return what has come since, at least one byte; none at the end. Raises `ServerUnavailableError`."""
+        aiohttp = sys.modules["aiohttp"]
+        try:
+            return await self._answer.content.readany()
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            raise self._transport._trouble(error) from None
+
+    def close(self) -> None:
+        """Let go of the connection, wherever it stands."""
+        self._answer.close()
 
 
-class _Form:
-    """Which fields of a route's message go where."""
-
-    def __init__(self, route: Route[Any, Any]) -> None:
-        fields = [field.name for field in msgspec.structs.fields(route.ask)]
-        rest = [name for name in fields if name not in route.in_path]
-        self._route = route
-        self._query = [name for name in rest if not route.body or name in route.query]
-        self._body = [name for name in rest if name not in self._query]
-        self.has_body = bool(route.body)
-
-    def path(self, message: Struct) -> str:
-        return self._route.path.format(
-            **{name: quote(str(getattr(message, name)), safe="") for name in self._route.in_path}
-        )
-
-    def query(self, message: Struct) -> dict[str, str] | None:
-        told = {name: getattr(message, name) for name in self._query}
-        return {name: str(value) for name, value in told.items() if value is not None} or None
-
-    def body(self, message: Struct) -> bytes | None:
-        if not self.has_body:
-            return None
-        if self._route.body != "*":
-            return msgspec.msgpack.encode(getattr(message, self._route.body))
-        told = {name: getattr(message, name) for name in self._body}
-        return msgspec.msgpack.encode({name: value for name, value in told.items() if value is not None})
-
-
-_FORMS: dict[str, _Form] = {}
-
-
-def _form(route: Route[Any, Any]) -> _Form:
-    form = _FORMS.get(route.name)
-    if form is None:
-        form = _FORMS[route.name] = _Form(route)
-    return form
-
-
-_DECODERS: dict[tuple[type[Struct], bool], Any] = {}
-
-
-def _decode(kind: type[R], content_type: str, body: bytes) -> R:
-    binary = content_type.startswith(MSGPACK)
-    decoder = _DECODERS.get((kind, binary))
-    if decoder is None:
-        decoder = (msgspec.msgpack if binary else msgspec.json).Decoder(kind)
-        _DECODERS[kind, binary] = decoder
-    try:
-        return decoder.decode(body)  # type: ignore[no-any-return]
-    except msgspec.MsgspecError as error:
-        raise errors.VersionMismatchError(
-            f"the answer cannot be read as {kind.__name__}: {error}",
-            hint="look whether a control plane of this version runs there",
-        ) from None
-
-
-def _read_error(body: bytes, content_type: str) -> errors.ApothicError | None:
-    if not body:
-        return None
-    try:
-        codec = msgspec.msgpack if content_type.startswith(MSGPACK) else msgspec.json
-        told = codec.decode(body, type=ErrorReply).error
-    except msgspec.MsgspecError:
-        return None
-    return errors.from_wire(told.code, told.message, told.hint, told.details)
+# --- details ----------------------------------------------------------------------------------------------------
 
 
 def _minor(version: str) -> tuple[str, ...]:

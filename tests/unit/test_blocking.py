@@ -11,13 +11,13 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
-from apothic.client.blocking import AHEAD, Facet, awaiting, blocking, iterating, streaming
+from apothic.client.blocking import AHEAD, Facet, awaiting, blocking, delivering, iterating, streaming
 from apothic.client.loop import CALLER, LOOP, at_caller
 from apothic.context import CURRENT, CurrentJob
 
@@ -31,6 +31,7 @@ class Well:
         self.begun = threading.Event()
         self.cancelled = threading.Event()
         self.drawn = 0
+        self.poured = -1
         self.closed = False
 
     @blocking
@@ -98,6 +99,31 @@ class Well:
             for number in range(3):
                 yield number
 
+    @streaming
+    async def stall(self, /) -> AsyncIterator[int]:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+            yield 0
+        finally:
+            await asyncio.sleep(0)
+            self.closed = True
+
+    @delivering
+    async def ladle(self, /, count: int, break_at: int = -1) -> AsyncIterator[Callable[[], tuple[int, str]]]:
+        def deed(number: int) -> tuple[int, str]:
+            if number == break_at:
+                raise LookupError("spilt")
+            self.poured = number
+            return number, threading.current_thread().name
+
+        try:
+            for number in range(count):
+                yield lambda number=number: deed(number)
+        finally:
+            await asyncio.sleep(0)
+            self.closed = True
+
     @property
     def aio(self) -> WellAio:
         return WellAio(self)
@@ -114,6 +140,8 @@ class WellAio(Facet[Well]):
     asked_back = awaiting(Well.asked_back)
     draw = iterating(Well.draw)
     scoped = iterating(Well.scoped)
+    stall = iterating(Well.stall)
+    ladle = iterating(Well.ladle)
 
 
 @pytest.fixture
@@ -164,6 +192,23 @@ def test_the_loop_is_made_anew_in_a_forked_child(well: Well) -> None:
 
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert well.double(3) == 6
+
+
+def test_a_stream_that_was_begun_before_a_fork_is_the_parents(well: Well) -> None:
+    numbers = well.draw(1_000)
+    assert next(numbers) == 0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            numbers.close()  # type: ignore[attr-defined]
+            os._exit(0)
+        os._exit(2)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert list(numbers) == list(range(1, 1_000))
 
 
 def test_blocking_on_the_librarys_own_loop_raises_and_names_aio(well: Well) -> None:
@@ -309,12 +354,63 @@ async def test_leaving_an_async_stream_early_waits_for_its_finally_blocks(well: 
     assert well.closed
 
 
+@pytest.mark.parametrize("attempt", range(20))
+async def test_leaving_a_stream_as_it_begins_waits_for_its_finally_blocks(well: Well, attempt: int) -> None:
+    reading = asyncio.create_task(anext(well.aio.stall()))  # type: ignore[arg-type]
+    while not well.begun.is_set():
+        await asyncio.sleep(0)
+
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+
+    assert well.closed
+
+
 def test_a_stream_that_nobody_began_leaves_nothing_behind(well: Well) -> None:
     numbers = well.draw(3)
     del numbers
     gc.collect()
 
     assert well.drawn == 0
+
+
+def test_a_deed_of_a_stream_is_done_by_who_gets_what_it_returns_and_just_before(well: Well) -> None:
+    here = threading.current_thread().name
+    for number, thread in well.ladle(500):
+        assert (well.poured, thread) == (number, here)
+    assert well.poured == 499
+
+
+async def test_a_deed_of_a_stream_is_done_on_the_callers_loop(well: Well) -> None:
+    here = threading.current_thread().name
+    async for number, thread in well.aio.ladle(500):
+        assert (well.poured, thread) == (number, here)
+
+
+@pytest.mark.parametrize("colour", ["blocking", "awaiting"])
+def test_a_deed_that_raises_ends_its_stream_and_closes_the_source(well: Well, colour: str) -> None:
+    got: list[int] = []
+
+    async def collect() -> None:
+        async for number, _ in well.aio.ladle(500, break_at=3):
+            got.append(number)
+
+    with pytest.raises(LookupError, match="spilt"):
+        if colour == "blocking":
+            for number, _ in well.ladle(500, break_at=3):
+                got.append(number)
+        else:
+            asyncio.run(collect())
+    assert got == [0, 1, 2]
+    assert well.closed
+
+
+def test_leaving_a_stream_of_deeds_early_waits_for_its_finally_blocks(well: Well) -> None:
+    deeds = well.ladle(1_000_000)
+    assert next(deeds)[0] == 0
+    deeds.close()  # type: ignore[attr-defined]
+    assert well.closed
 
 
 async def test_blocking_inside_a_running_loop_warns_once_and_shows_the_way(well: Well) -> None:
@@ -353,6 +449,20 @@ def test_the_end_of_the_process_is_quiet_while_work_hangs() -> None:
         [sys.executable, "-X", "dev", "-W", "error", "-c", program], capture_output=True, text=True, timeout=60
     )
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_stream_that_is_still_open_does_not_hold_up_the_end_of_the_process() -> None:
+    program = (
+        "from apothic.client.blocking import iterate\n"
+        "async def count():\n"
+        "    try:\n"
+        "        for n in range(1_000): yield n\n"
+        "    finally: print('closed')\n"
+        "numbers = iterate(count())\n"
+        "print(next(numbers))\n"
+    )
+    ended = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "0\nclosed\n", "")
 
 
 def test_handle_and_facet_name_the_same_deeds() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import apothic
@@ -27,3 +28,11 @@ def held(gate: str) -> str:
     while not Path(gate).exists():
         time.sleep(0.01)
     return "let go"
+
+
+@app.function(stream_window=3)
+def letters(word: str) -> Iterator[str]:
+    print("spelling", word)
+    yield from word
+    if not word.isalpha():
+        raise ValueError(f"{word} is no word")

@@ -1,4 +1,4 @@
-"""One test for each line of the reference page that is built, named after it: what the line does, end to end."""
+"""One test for each line of the reference page, named after it: what the line does, end to end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import page
 import pytest
-from page import add, app, double, held
+from page import add, app, double, held, letters
 from rig import Server
 
 from apothic import (
@@ -18,6 +18,18 @@ from apothic import (
     Function,
     FunctionOptions,
     Job,
+    JobEndEvent,
+    JobErrorEvent,
+    JobLogEvent,
+    JobResetEvent,
+    JobResultEvent,
+    JobSnapshotEvent,
+    JobStatusEvent,
+    JobStreamCheckpoint,
+    JobStreamCursor,
+    JobStreamEvent,
+    JobStreamItemEvent,
+    JobStreamResetError,
     RemoteFunction,
     Retries,
 )
@@ -46,13 +58,26 @@ def job(client: ControlPlaneClient) -> Job:
     return double.spawn(21)
 
 
-def test_every_line_that_is_built_has_a_test_here() -> None:
+@pytest.fixture
+def spelt(client: ControlPlaneClient) -> Job:
+    """A generator's job that has ended and kept all it said."""
+    job = letters.spawn("abc")
+    job.wait()
+    return job
+
+
+@pytest.fixture
+def story(spelt: Job) -> list[JobStreamEvent]:
+    """All events of that job."""
+    return list(spelt.stream_events())
+
+
+def test_every_line_has_a_test_here() -> None:
     wanted = {
         f"test_{owner.lower()}_{'aio_' if line.get('async') else ''}{line['text'].split(' ->')[0].split('(')[0]}"
         for owner, told in LINES.items()
         for line in told.get("lines", [])
-        if not line.get("later")
-    }
+    } | {f"test_{name.lower()}" for name in LINES["stream_helper_types"]["names"]}
     here = {name for name in vars(sys.modules[__name__]) if name.startswith("test_")}
     assert wanted - here == set()
 
@@ -101,6 +126,17 @@ def test_function_spawn(client: ControlPlaneClient) -> None:
 
 def test_function_remote(client: ControlPlaneClient) -> None:
     assert add.remote(1, b=2) == 3
+
+
+def test_function_remote_gen(client: ControlPlaneClient) -> None:
+    assert list(letters.remote_gen("abc")) == ["a", "b", "c"]
+    assert list(letters.remote_gen(word="d")) == ["d"]
+
+
+def test_function_remote_events(client: ControlPlaneClient) -> None:
+    events = double.remote_events(21, snapshot=True, event_types=["job.result"])
+    assert [event.event for event in events] == ["job.snapshot", "job.result", "job.end"]
+    assert [event.event for event in add.remote_events(1, b=2)][-2:] == ["job.result", "job.end"]
 
 
 def test_function_spawn_map(client: ControlPlaneClient) -> None:
@@ -189,6 +225,16 @@ def test_remotefunction_remote(remote: RemoteFunction) -> None:
     assert remote.remote(3, timeout_s=60.0) == 6
 
 
+def test_remotefunction_remote_gen(client: ControlPlaneClient) -> None:
+    remote = RemoteFunction.from_name("page", "letters", client=client)
+    assert list(remote.remote_gen("abc", timeout_s=60.0)) == ["a", "b", "c"]
+
+
+def test_remotefunction_remote_events(remote: RemoteFunction) -> None:
+    events = remote.remote_events(21, snapshot=True, event_types=("job.result",))
+    assert [event.event for event in events] == ["job.snapshot", "job.result", "job.end"]
+
+
 def test_remotefunction_spawn_map(remote: RemoteFunction) -> None:
     assert [job.wait() for job in remote.spawn_map([1, 2])] == [2, 4]
 
@@ -254,6 +300,40 @@ def test_job_wait(job: Job) -> None:
     assert job.wait(poll_interval_s=0.1, timeout_s=60.0) == 42
 
 
+def test_job_wait_gen(spelt: Job) -> None:
+    assert list(spelt.wait_gen(poll_interval_s=0.1, timeout_s=60.0)) == ["a", "b", "c"]
+    after_b = spelt.checkpoint().last_index - 1
+    assert list(spelt.wait_gen(last_index=after_b, on_reset="continue")) == ["c"]
+    assert list(spelt.wait_gen(cursor=JobStreamCursor(after_b))) == ["c"]
+    assert list(spelt.wait_gen(checkpoint=JobStreamCheckpoint(spelt.job_id, after_b))) == ["c"]
+
+
+def test_job_stream_events(spelt: Job) -> None:
+    whole = list(spelt.stream_events())
+    assert [event.index for event in whole] == list(range(len(whole)))
+    assert list(spelt.stream_events(last_index=2)) == whole[3:]
+    assert list(spelt.stream_events(cursor=JobStreamCursor(2))) == whole[3:]
+    here = JobStreamCheckpoint(spelt.job_id, 2, ("job.stream_item",))
+    assert [event.event for event in spelt.stream_events(checkpoint=here)] == ["job.stream_item"] * 3 + ["job.end"]
+    assert [event.event for event in spelt.stream_events(event_types=["job.log"])] == ["job.log", "job.end"]
+
+
+def test_job_watch(spelt: Job) -> None:
+    assert list(spelt.watch()) == list(spelt.stream_events())
+    first, *rest = spelt.watch(snapshot=True, last_index=2, event_types=("job.result",))
+    assert isinstance(first, JobSnapshotEvent) and first.status == "succeeded"
+    assert [event.event for event in rest] == ["job.result", "job.end"]
+    assert list(spelt.watch(cursor=JobStreamCursor(100))) == []
+    assert list(spelt.watch(checkpoint=spelt.checkpoint(last_index=100))) == []
+
+
+def test_job_checkpoint(spelt: Job) -> None:
+    assert spelt.checkpoint() == JobStreamCheckpoint(spelt.job_id)
+    for event in spelt.stream_events(event_types=["job.stream_item"]):
+        assert spelt.checkpoint() == JobStreamCheckpoint(spelt.job_id, event.index or 0, ("job.stream_item",))
+    assert spelt.checkpoint(last_index=3, event_types=()) == spelt.checkpoint(cursor=JobStreamCursor(3), event_types=())
+
+
 async def test_job_aio_status(job: Job) -> None:
     await job.aio.wait()
     assert await job.aio.status() == "succeeded"
@@ -273,5 +353,90 @@ async def test_job_aio_wait(job: Job) -> None:
     assert await job.aio.wait(poll_interval_s=0.1, timeout_s=60.0) == 42
 
 
+async def test_job_aio_wait_gen(spelt: Job) -> None:
+    assert [letter async for letter in spelt.aio.wait_gen(timeout_s=60.0, on_reset="continue")] == ["a", "b", "c"]
+
+
+async def test_job_aio_stream_events(spelt: Job) -> None:
+    found = [event.event async for event in spelt.aio.stream_events(event_types=["job.log"])]
+    assert found == ["job.log", "job.end"]
+
+
+async def test_job_aio_watch(spelt: Job) -> None:
+    assert [event.event async for event in spelt.aio.watch(snapshot=True)] == ["job.snapshot"]
+
+
+# --- stream helper types ----------------------------------------------------------------------------------------
+
+
+def test_jobstreamcursor___init__(spelt: Job) -> None:
+    assert JobStreamCursor().last_index == -1
+    assert list(spelt.watch(cursor=JobStreamCursor(last_index=-1))) == list(spelt.watch())
+
+
+def test_jobstreamcheckpoint___init__(spelt: Job) -> None:
+    here = JobStreamCheckpoint(spelt.job_id)
+    assert (here.job_id, here.last_index, here.event_types) == (spelt.job_id, -1, ())
+    there = JobStreamCheckpoint(job_id=spelt.job_id, last_index=3, event_types=("job.end",))
+    assert [event.event for event in spelt.watch(checkpoint=there)] == ["job.end"]
+
+
+def test_jobstreamevent___init__(story: list[JobStreamEvent]) -> None:
+    assert all(isinstance(event, JobStreamEvent) for event in story)
+    made = JobStreamEvent("job.log", {"text": "hi"})
+    assert (made.event, made.data, made.index) == ("job.log", {"text": "hi"}, None)
+
+
+def test_joblogevent(story: list[JobStreamEvent]) -> None:
+    (event,) = [event for event in story if isinstance(event, JobLogEvent)]
+    assert (event.event, event.text, event.stream, event.attempt) == ("job.log", "spelling abc", "stdout", 1)
+
+
+def test_jobstreamitemevent(story: list[JobStreamEvent]) -> None:
+    items = [(event.item_index, event.value) for event in story if isinstance(event, JobStreamItemEvent)]
+    assert items == [(0, "a"), (1, "b"), (2, "c")]
+
+
+def test_jobstatusevent(story: list[JobStreamEvent]) -> None:
+    moves = [event.status for event in story if isinstance(event, JobStatusEvent)]
+    assert moves == ["queued", "starting", "running", "succeeded"]
+
+
+def test_jobresultevent(story: list[JobStreamEvent]) -> None:
+    (event,) = [event for event in story if isinstance(event, JobResultEvent)]
+    assert (event.value, event.items) == (None, 3)
+
+
+def test_joberrorevent(client: ControlPlaneClient) -> None:
+    (event,) = [event for event in letters.remote_events("a1") if isinstance(event, JobErrorEvent)]
+    assert (event.kind, event.type, event.message) == ("user", "ValueError", "a1 is no word")
+    with pytest.raises(ValueError, match="a1 is no word"):
+        list(letters.remote_gen("a1"))
+
+
+def test_jobendevent(story: list[JobStreamEvent]) -> None:
+    event = story[-1]
+    assert isinstance(event, JobEndEvent)
+    assert (event.status, event.attempts, event.data["last_index"]) == ("succeeded", 1, event.index)
+
+
+def test_jobresetevent(client: ControlPlaneClient) -> None:
+    job = letters.spawn("abcdefgh")
+    job.wait()
+    reset, *rest = job.stream_events(event_types=["job.stream_item"])
+    assert isinstance(reset, JobResetEvent)
+    assert (reset.reason, reset.index, reset.lost) == ("window_rotated", None, {"job.stream_item": 5})
+    assert list(job.stream_events(last_index=reset.resume_index, event_types=["job.stream_item"])) == rest
+
+
+def test_jobstreamreseterror(client: ControlPlaneClient) -> None:
+    job = letters.spawn("abcdefgh")
+    job.wait()
+    with pytest.raises(JobStreamResetError) as caught:
+        list(job.wait_gen())
+    assert isinstance(caught.value.event, JobResetEvent)
+    assert list(job.wait_gen(checkpoint=caught.value.checkpoint)) == ["f", "g", "h"]
+
+
 def test_the_app_is_found_by_its_own_name(client: ControlPlaneClient) -> None:
-    assert set(page.app.functions) == {"double", "add", "held"}
+    assert set(page.app.functions) == {"double", "add", "held", "letters"}

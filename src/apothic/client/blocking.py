@@ -1,23 +1,24 @@
 """One `async def` per deed; two ways to reach it: `job.status()` blocks, `await job.aio.status()` does not.
 
-A handle's method is written once under `@blocking` or `@streaming`; its facet class names it again with `awaiting` or
-`iterating`. A method may also be a plain function that returns a coroutine: what it does before that (packing the
-arguments) happens in the caller's thread.
+A handle's method is written once under `@blocking`, `@streaming` or `@delivering`; its facet class names it again with
+`awaiting` or `iterating`. A method may also be a plain function that returns a coroutine or an iterator: what it does
+before that (packing the arguments) happens in the caller's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import linecache
 import re
 import sys
 import warnings
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from functools import update_wrapper, wraps
 from pathlib import Path
 from types import FrameType, MethodType
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import Any, ClassVar, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from apothic.client.loop import LOOP, AwaitingCaller, BlockedCaller
 
@@ -36,17 +37,20 @@ class Pump(Generic[T]):
     """Runs one async iterator from first to last in one task, so that scopes inside it hold; hands over in chunks."""
 
     def __init__(self, source: AsyncIterator[T]) -> None:
+        self._source = source
         self._ready: deque[T] = deque()
         self._room = asyncio.Event()
         self._news = asyncio.Event()
-        self._task = asyncio.create_task(self._run(source))
-        self._task.add_done_callback(lambda _: self._news.set())
+        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    @classmethod
-    async def start(cls, source: AsyncIterator[T]) -> Pump[T]:
-        return cls(source)
+    @property
+    def runs(self) -> bool:
+        """Tell whether there is something to close: it has begun, in this process, which is not at its end."""
+        return self._loop is not None and LOOP.runs(self._loop)
 
-    async def _run(self, source: AsyncIterator[T]) -> None:
+    async def _run(self) -> None:
+        source = self._source
         try:
             async for item in source:
                 self._ready.append(item)
@@ -59,7 +63,14 @@ class Pump(Generic[T]):
                 await source.aclose()
 
     async def take(self) -> list[T]:
-        """Return what is ready, at least one item; an empty list at the end. Raises what the iterator raised."""
+        """Return what is ready, at least one item; an empty list at the end. Raises what the iterator raised.
+
+        The first time, the iterator is begun: whoever is interrupted meanwhile has it to close.
+        """
+        if self._task is None:
+            self._loop = asyncio.get_running_loop()
+            self._task = asyncio.create_task(self._run())
+            self._task.add_done_callback(lambda _: self._news.set())
         if not self._ready:
             self._news.clear()
             if not self._task.done():
@@ -73,11 +84,53 @@ class Pump(Generic[T]):
 
     async def close(self) -> None:
         """Cancel the iterator and wait for its `finally` blocks. Raises what they raise."""
+        assert self._task is not None, "it has begun"
         finished = self._task.done()
         self._task.cancel()
         await asyncio.wait({self._task})
         if not finished and not self._task.cancelled() and (error := self._task.exception()) is not None:
             raise error
+
+
+def iterate(source: AsyncIterator[T]) -> Generator[T, None, None]:
+    """Iterate in a blocking way over what runs on our own loop. Closing it closes `source`, and waits for that."""
+    caller = BlockedCaller()
+    pump = Pump(source)
+    try:
+        while chunk := LOOP.block(pump.take, caller):
+            yield from chunk
+    finally:
+        if pump.runs and LOOP.here():  # an abandoned iterator, collected on our own thread
+            LOOP.leave(pump.close)
+        elif pump.runs:
+            LOOP.block(pump.close)
+
+
+async def aiterate(source: AsyncIterator[T]) -> AsyncGenerator[T, None]:
+    """Iterate from any other loop over what runs on our own. Closing it closes `source`, and waits for that."""
+    caller = AwaitingCaller(asyncio.get_running_loop())
+    pump = Pump(source)
+    try:
+        while chunk := await LOOP.hop(pump.take, caller):
+            for item in chunk:
+                yield item
+    finally:
+        if pump.runs:
+            await LOOP.hop(pump.close)
+
+
+def deliver(source: AsyncIterator[Callable[[], T]]) -> Iterator[T]:
+    """Do as `iterate`, and do each deed here, when what it returns is handed over."""
+    with contextlib.closing(iterate(source)) as deeds:
+        for deed in deeds:
+            yield deed()
+
+
+async def adeliver(source: AsyncIterator[Callable[[], T]]) -> AsyncIterator[T]:
+    """Do as `aiterate`, and do each deed here, when what it returns is handed over."""
+    async with contextlib.aclosing(aiterate(source)) as deeds:
+        async for deed in deeds:
+            yield deed()
 
 
 class Facet(Generic[H]):
@@ -141,6 +194,9 @@ class awaiting(Generic[H, P, R]):
 class streaming(Generic[H, P, R]):
     """Make an async generator method one that iterates in a blocking way. It begins with the first item asked for."""
 
+    over: ClassVar[Callable[..., Any]] = staticmethod(iterate)
+    aover: ClassVar[Callable[..., Any]] = staticmethod(aiterate)
+
     def __init__(self, fn: Callable[Concatenate[H, P], AsyncIterator[R]]) -> None:
         self.fn = fn
         update_wrapper(self, fn)
@@ -148,7 +204,8 @@ class streaming(Generic[H, P, R]):
         @wraps(fn)
         def form(obj: H, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
             warn_if_looping(fn.__name__)
-            return _iterate(fn(obj, *args, **kwargs))
+            iterator: Iterator[R] = self.over(fn(obj, *args, **kwargs))
+            return iterator
 
         self._form: Any = form
 
@@ -163,8 +220,22 @@ class streaming(Generic[H, P, R]):
         return self._form(obj, *args, **kwargs)  # type: ignore[no-any-return]
 
 
+class delivering(streaming[H, P, R]):
+    """Do as `streaming` does for an async generator of deeds: each is done at the caller, which gets what it returns.
+
+    So what is the caller's own to do (reading a pickle, moving a handle's place) happens for an item that is handed
+    over, and not for one that is only on its way.
+    """
+
+    over = staticmethod(deliver)
+    aover = staticmethod(adeliver)
+
+    def __init__(self, fn: Callable[Concatenate[H, P], AsyncIterator[Callable[[], R]]]) -> None:
+        super().__init__(fn)  # type: ignore[arg-type]
+
+
 class iterating(Generic[H, P, R]):
-    """Name a `streaming` method once more in the facet."""
+    """Name a `streaming` or `delivering` method once more in the facet."""
 
     def __init__(self, method: streaming[H, P, R]) -> None:
         fn = self.fn = method.fn
@@ -172,7 +243,8 @@ class iterating(Generic[H, P, R]):
 
         @wraps(fn)
         def form(facet: Facet[H], /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:
-            return _aiterate(fn(facet._handle, *args, **kwargs))
+            iterator: AsyncIterator[R] = method.aover(fn(facet._handle, *args, **kwargs))
+            return iterator
 
         self._form: Any = form
 
@@ -184,39 +256,13 @@ class iterating(Generic[H, P, R]):
         return self if obj is None else MethodType(self._form, obj)
 
 
-def _iterate(source: AsyncIterator[T]) -> Iterator[T]:
-    caller = BlockedCaller()
-    pump = LOOP.block(lambda: Pump.start(source), caller)
-    try:
-        while chunk := LOOP.block(pump.take, caller):
-            yield from chunk
-    finally:
-        if LOOP.here():  # an abandoned iterator, collected on our own thread
-            LOOP.leave(pump.close)
-        else:
-            LOOP.block(pump.close)
-
-
-async def _aiterate(source: AsyncIterator[T]) -> AsyncIterator[T]:
-    caller = AwaitingCaller(asyncio.get_running_loop())
-    pump = await LOOP.hop(lambda: Pump.start(source), caller)
-    try:
-        while chunk := await LOOP.hop(pump.take, caller):
-            for item in chunk:
-                yield item
-    finally:
-        await LOOP.hop(pump.close)
-
-
 def warn_if_looping(name: str) -> None:
     """Warn, once for each line, who blocks an event loop that is running in this thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
+    frame = user_frame()
     # A notebook always has a loop running, and there a blocking call is what one wants.
     if frame is None or (frame.f_globals.get("__name__") == "__main__" and "__file__" not in frame.f_globals):
         return
@@ -231,6 +277,14 @@ def warn_if_looping(name: str) -> None:
         *place,
         source=None,
     )
+
+
+def user_frame() -> FrameType | None:
+    """Return the innermost frame of the current thread that is not this library's."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return frame
 
 
 def _rewritten(line: str, name: str) -> str:

@@ -19,7 +19,7 @@ from apothic.config import Settings
 from apothic.context import current_job
 from apothic.errors import ConfigError
 from apothic.protocol.routes import Route
-from apothic.transport import Transport
+from apothic.transport import Answer, Transport
 
 A = TypeVar("A", bound=Struct)
 R = TypeVar("R", bound=Struct)
@@ -43,6 +43,7 @@ class ControlPlaneClient:
         self, base_url: str | None = None, *, api_key: str | None = None, timeout_s: float = TIMEOUT_S
     ) -> None:
         self.timeout_s = float(timeout_s)
+        self.paged_until = 0.0  # server-sent events do not get through before this, by the monotonic clock
         self._given = (base_url, api_key)
         self._home: Transport | None = None
         self._opened: list[Transport] = []
@@ -78,6 +79,12 @@ class ControlPlaneClient:
         LOOP.at_stop(_close_all)
         transport, key = await self.way()
         return await transport.ask(route, message, timeout_s=timeout_s, api_key=key)
+
+    async def open(self, route: Route[A, Any], message: A, *, accept: str) -> Answer:
+        """Ask once, and return the answer as it begins; see `Transport.open`. Only on the library's own loop."""
+        LOOP.at_stop(_close_all)
+        transport, key = await self.way()
+        return await transport.open(route, message, accept=accept, api_key=key)
 
     async def way(self) -> tuple[Transport, str | None]:
         """Return the transport for the current context, and the key to show if it is not the transport's own."""

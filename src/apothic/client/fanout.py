@@ -14,7 +14,7 @@ from math import inf
 from typing import Any
 
 from apothic.client.feed import Feed
-from apothic.client.job import POLL_S, Job
+from apothic.client.job import CANCEL_S, POLL_S, Job
 from apothic.client.outcome import Outcome
 from apothic.client.submission import ACCEPT, RETRY_S, Target, pack, retry_after, send_value
 from apothic.clock import SystemClock, wait_for
@@ -32,7 +32,6 @@ FIRST_BATCH = 16  # doubled each time: work begins before much of the input is r
 LOOK_S = 0.5  # a gathering that is not about all there will be looks again after this
 UPLOADS = 4
 CANCELS = 8
-CANCEL_S = 15.0
 
 
 def single(item: Any) -> tuple[Any, ...]:

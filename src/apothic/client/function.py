@@ -6,17 +6,17 @@ import functools
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
 
-from apothic.client import submission
-from apothic.client.blocking import blocking
+from apothic.client import owned, submission
+from apothic.client.blocking import adeliver, blocking, deliver, warn_if_looping
 from apothic.client.bundle import home_of, remote_name
 from apothic.client.connection import ControlPlaneClient
 from apothic.client.job import Job
 from apothic.client.loop import LOOP
-from apothic.client.mapped import Mapped, MappedAio, refuse_generator
+from apothic.client.mapped import Mapped, MappedAio, refuse_generator, require_generator
 from apothic.client.remote import RemoteFunction
 from apothic.client.submission import Address, Submission
 from apothic.errors import ConfigError, NotAServiceError
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-L = TypeVar("L")
+L = TypeVar("L", covariant=True)
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 _AMBIGUOUS = ("timeout_s", "snapshot", "event_types")
@@ -185,6 +186,22 @@ class Function(Mapped, Generic[P, R, L]):
         refuse_generator(self._is_generator, self.name, "remote", "remote_gen")
         return submission.call(self, submission.pack(self, args, kwargs), timeout_s=self._patience)
 
+    def remote_gen(
+        self: Function[P, Any, Iterator[T] | AsyncIterator[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Iterator[T]:
+        """Run a generator function as a job and yield its items as they come.
+
+        At the end raises what `remote` raises. The job is this iterator's own: leaving it early (`break`, `close()`,
+        Ctrl-C) cancels the job, losing the network does not; after `WaitTimeoutError`, by the client's `timeout_s` in
+        all, and `JobStreamResetError` the job goes on. Raises `TypeError` at once for a plain function.
+        """
+        warn_if_looping("remote_gen")
+        return deliver(self._items(args, kwargs))
+
+    def _items(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncIterator[Callable[[], Any]]:
+        require_generator(self._is_generator, self.name, "remote_gen", "remote")
+        return owned.items(self, submission.pack(self, args, kwargs), timeout_s=self._patience)
+
     @blocking
     def get_web_url(self, /) -> Coroutine[Any, Any, str]:
         """Return the URL of the service. Raises `NotAServiceError` for a function that is none."""
@@ -223,6 +240,12 @@ class FunctionAio(MappedAio, Generic[P, R, L]):
     async def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run it as a job and return its value."""
         return await LOOP.hop(lambda: self._function._remote(args, kwargs))
+
+    def remote_gen(
+        self: FunctionAio[P, Any, Iterator[T] | AsyncIterator[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncIterator[T]:
+        """Run a generator function as a job and yield its items as they come. See `Function.remote_gen`."""
+        return adeliver(self._function._items(args, kwargs))
 
     async def get_web_url(self, /) -> str:
         """Return the URL of the service. Raises `NotAServiceError` for a function that is none."""

@@ -18,6 +18,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
+STOP_S = 20.0  # longer than what is left open at the process's end may take to cancel its jobs
+
 Deed = Callable[[], Any]
 
 # An event loop that is collected takes its epoll set apart, and a forked child shares that set with its parent.
@@ -143,6 +145,10 @@ class Loop:
         """Tell whether this is the loop's thread."""
         return threading.current_thread() is self._thread
 
+    def runs(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Tell whether `loop` is this one and at work: not of a parent process, nor stopped as the process ends."""
+        return loop is self._loop
+
     def at_stop(self, closer: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Await `closer()` on the loop before it is stopped, at the end of this process; each one once."""
         if closer not in self._closers:
@@ -161,11 +167,11 @@ class Loop:
             if loop is None or thread is None or self.here():
                 return
             closers, self._closers = self._closers, []
-        asyncio.run_coroutine_threadsafe(_wind_up(closers), loop).result(10)
+        asyncio.run_coroutine_threadsafe(_wind_up(closers), loop).result(STOP_S)
         with self._lock:
             self._loop = self._thread = None
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(STOP_S)
         loop.close()
 
     def block(self, make: Callable[[], Coroutine[Any, Any, T]], caller: BlockedCaller | None = None) -> T:

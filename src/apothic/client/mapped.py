@@ -1,4 +1,4 @@
-"""The methods of `Function` that make one job for each item."""
+"""The methods of `Function` that have keywords of their own: one job for each item, and a job's events."""
 
 from __future__ import annotations
 
@@ -6,18 +6,37 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from apothic.client.blocking import Facet, awaiting, blocking, iterating, streaming
+from apothic.client import owned
+from apothic.client.blocking import Facet, awaiting, blocking, delivering, iterating, streaming
 from apothic.client.connection import ControlPlaneClient
 from apothic.client.fanout import Fanout, Items, single, spread
 from apothic.client.job import Job
-from apothic.client.submission import Address, Submission
+from apothic.client.submission import Address, Submission, pack
+from apothic.protocol.events import JobStreamEvent, check_types
 
 
 class Mapped(ABC):
-    """A local function as a target of fan-outs. Apart from `Function` because nothing here has a type parameter."""
+    """A local function as a target of jobs. Apart from `Function` because nothing here has a type parameter."""
 
     _is_generator: bool
     _submission: Submission
+
+    @delivering
+    def remote_events(
+        self,
+        /,
+        *args: Any,
+        snapshot: bool = False,
+        event_types: list[str] | tuple[str, ...] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[Callable[[], JobStreamEvent]]:
+        """Run it as a job and yield the job's events, without limit of time: those of `Job.watch`, from the first on.
+
+        The job is this iterator's own, as that of `remote_gen`. Raises `ValueError` at once for a type that is none.
+        """
+        types = check_types(event_types)
+        envelope = pack(self, args, kwargs)
+        return owned.events(self, envelope, timeout_s=self._patience, types=types, snapshot=snapshot)
 
     @blocking
     def spawn_map(self, /, items: Items) -> Coroutine[Any, Any, list[Job]]:
@@ -72,7 +91,7 @@ class Mapped(ABC):
         fanout = Fanout(self, items, arguments)
         return fanout.collect(timeout_s=self._patience, return_exceptions=return_exceptions, keep=keep)
 
-    # --- what a fan-out asks --------------------------------------------------------------------------------------
+    # --- what a job asks for ----------------------------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -99,6 +118,7 @@ class Mapped(ABC):
 class MappedAio(Facet[Mapped]):
     """The asynchronous side of `Mapped`."""
 
+    remote_events = iterating(Mapped.remote_events)
     spawn_map = awaiting(Mapped.spawn_map)
     map = awaiting(Mapped.map)
     starmap = awaiting(Mapped.starmap)
@@ -110,3 +130,9 @@ def refuse_generator(is_generator: bool, name: str, method: str, instead: str) -
     """Raise `TypeError` that names the right method when a generator function is asked for one value."""
     if is_generator:
         raise TypeError(f"{name} is a generator function, which {method} cannot run: use {instead}")
+
+
+def require_generator(is_generator: bool, name: str, method: str, instead: str) -> None:
+    """Raise `TypeError` that names the right method when a plain function is asked for items."""
+    if not is_generator:
+        raise TypeError(f"{name} is no generator function, so {method} has nothing to yield: use {instead}")

@@ -69,8 +69,12 @@ class Outcome:
             file = Path(folder) / "value"
             assert value.sha256 is not None
             await self.job._client.fetch(value.sha256, file)
-            what = f"the result of {self._what}"
-            caller = CALLER.get()
-            if caller is not None and caller.asynchronous:  # what needs a file would hold up the caller's loop
-                return await asyncio.to_thread(values.unpack_wire, value, file, what=what)
-            return await at_caller(lambda: values.unpack_wire(value, file, what=what))
+            return await unpacked(value, file, f"the result of {self._what}")
+
+
+async def unpacked(value: Value, file: Path, what: str) -> Any:
+    """Read a value whose bytes are in a file: in the caller's thread, unless that would hold up the caller's loop."""
+    caller = CALLER.get()
+    if caller is not None and caller.asynchronous:
+        return await asyncio.to_thread(values.unpack_wire, value, file, what=what)
+    return await at_caller(lambda: values.unpack_wire(value, file, what=what))

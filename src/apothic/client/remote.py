@@ -6,17 +6,18 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import datetime
 from typing import Any, Self
 
-from apothic.client import submission
-from apothic.client.blocking import Facet, awaiting, blocking, iterating, streaming
+from apothic.client import owned, submission
+from apothic.client.blocking import Facet, awaiting, blocking, delivering, iterating, streaming
 from apothic.client.connection import TIMEOUT_S, ControlPlaneClient, client_for
 from apothic.client.fanout import Fanout, Items, single, spread
 from apothic.client.job import Job
-from apothic.client.mapped import refuse_generator
+from apothic.client.mapped import refuse_generator, require_generator
 from apothic.client.submission import Address, Submission
 from apothic.context import current_job
 from apothic.errors import NotAServiceError, NotFoundError
 from apothic.protocol import messages as m
 from apothic.protocol import routes
+from apothic.protocol.events import JobStreamEvent, check_types
 from apothic.protocol.specs import BatchingSpec, ConcurrencySpec, Cron, Period, Retries
 from apothic.protocol.values import Envelope
 
@@ -162,6 +163,36 @@ class RemoteFunction:
         await self._refuse_generator("remote", "remote_gen", envelope)
         return await submission.call(self, envelope, timeout_s=timeout_s)
 
+    @delivering
+    def remote_gen(
+        self, /, *args: Any, timeout_s: float = TIMEOUT_S, **kwargs: Any
+    ) -> AsyncIterator[Callable[[], Any]]:
+        """Run a generator function as a job and yield its items, waiting at most `timeout_s` seconds in all.
+
+        See `Function.remote_gen`. Raises `TypeError` with the first item for a plain function: it is looked up then.
+        """
+        envelope = submission.pack(self, args, kwargs)
+
+        async def check() -> None:
+            view = await self._look_up()
+            require_generator(view.is_generator, self._name, "remote_gen", "remote")
+
+        return owned.items(self, envelope, timeout_s=timeout_s, check=check)
+
+    @delivering
+    def remote_events(
+        self,
+        /,
+        *args: Any,
+        snapshot: bool = False,
+        event_types: list[str] | tuple[str, ...] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[Callable[[], JobStreamEvent]]:
+        """Run it as a job and yield the job's events, without limit of time. See `Function.remote_events`."""
+        types = check_types(event_types)
+        envelope = submission.pack(self, args, kwargs)
+        return owned.events(self, envelope, timeout_s=self._client.timeout_s, types=types, snapshot=snapshot)
+
     @blocking
     def spawn_map(self, /, items: Items) -> Coroutine[Any, Any, list[Job]]:
         """Submit a job for each item; return the jobs in the order of the items. See `Function.spawn_map`."""
@@ -270,6 +301,8 @@ class RemoteFunctionAio(Facet[RemoteFunction]):
     hydrate = awaiting(RemoteFunction.hydrate)
     spawn = awaiting(RemoteFunction.spawn)
     remote = awaiting(RemoteFunction.remote)
+    remote_gen = iterating(RemoteFunction.remote_gen)
+    remote_events = iterating(RemoteFunction.remote_events)
     spawn_map = awaiting(RemoteFunction.spawn_map)
     map = awaiting(RemoteFunction.map)
     starmap = awaiting(RemoteFunction.starmap)

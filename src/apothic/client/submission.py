@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +14,7 @@ from typing import Any, Protocol
 from msgspec.structs import replace
 
 from apothic.client.connection import ControlPlaneClient
-from apothic.client.job import POLL_S, Job
+from apothic.client.job import CANCEL_S, POLL_S, Job
 from apothic.clock import SystemClock
 from apothic.errors import ConfigError, NotFoundError, PayloadTooLargeError, QueueFullError
 from apothic.protocol import messages as m
@@ -116,10 +118,13 @@ async def send_value(client: ControlPlaneClient, envelope: Envelope, timeout_s: 
     return values.to_wire(packed, binary=True)
 
 
-async def submit(target: Target, envelope: Envelope, *, timeout_s: float, wait: bool) -> tuple[Job, m.JobResult]:
+async def submit(
+    target: Target, envelope: Envelope, *, timeout_s: float, wait: bool, attached: bool = False, owned: bool = False
+) -> tuple[Job, m.JobResult]:
     """Submit one job; with `wait`, the answer may have its result already. Waits for room in a full queue.
 
-    Raises `QueueFullError` when there is none within `timeout_s` seconds. Deletes the file of `envelope`.
+    Raises `QueueFullError` when there is none within `timeout_s` seconds. Deletes the file of `envelope`. With `owned`,
+    cancelling it cancels a job that is on its way.
     """
     clock = SystemClock()
     until = clock.monotonic() + timeout_s
@@ -137,10 +142,11 @@ async def submit(target: Target, envelope: Envelope, *, timeout_s: float, wait: 
                 accept=ACCEPT,
                 deployment_id=address.deployment,
                 options=submission.options,
+                attached=attached,
                 wait_s=max(0.0, min(POLL_S, until - clock.monotonic())) if wait else 0.0,
             )
             try:
-                reply = await client._ask(routes.SUBMIT, ask, left)
+                reply = await (_sent(client, ask, left) if owned else client._ask(routes.SUBMIT, ask, left))
                 return Job(reply.job.id, client), reply
             except NotFoundError:
                 # The server's data may be gone; once more from the start, and no more than once.
@@ -155,6 +161,18 @@ async def submit(target: Target, envelope: Envelope, *, timeout_s: float, wait: 
                 await clock.sleep(pause)
     finally:
         envelope.discard()
+
+
+async def _sent(client: ControlPlaneClient, ask: m.Submit, left: float) -> m.JobResult:
+    sending = asyncio.ensure_future(client._ask(routes.SUBMIT, ask, left))
+    try:
+        return await asyncio.shield(sending)
+    except asyncio.CancelledError:
+        # What is on its way will be accepted, and only who knows the job can cancel it.
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(CANCEL_S):
+                await Job((await sending).job.id, client)._give_up()
+        raise
 
 
 async def spawn(target: Target, envelope: Envelope, *, timeout_s: float) -> Job:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-from apothic.errors import InvalidRequestError
-from apothic.protocol import ids
+from apothic.errors import InvalidRequestError, SerializationError
+from apothic.protocol import ids, values
+from apothic.protocol.messages import Value
 
 LOG, ITEM, STATUS = "job.log", "job.stream_item", "job.status"
 RESULT, ERROR, END = "job.result", "job.error", "job.end"
@@ -24,6 +25,8 @@ EVENT_TYPES = (*STORED, RESET, SNAPSHOT)
 NUMBERED = {LOG: "line", ITEM: "item_index"}
 ON_RESET = ("raise", "continue", "latest")
 _LETTER = dict(zip(EVENT_TYPES, "lisrexzp", strict=True))
+_CHECKPOINT = re.compile(rf"(job_[0-9a-z]+)@(-1|[0-9]{{1,19}})(?:\+([{''.join(_LETTER.values())}]+))?")
+_LAST = (1 << 63) - 1
 
 
 def check_types(event_types: Iterable[str] | None) -> tuple[str, ...]:
@@ -51,7 +54,7 @@ def check_on_reset(on_reset: str) -> str:
 
 
 def _check_index(last_index: int) -> None:
-    if isinstance(last_index, bool) or not isinstance(last_index, int) or not -1 <= last_index < 1 << 63:
+    if isinstance(last_index, bool) or not isinstance(last_index, int) or not -1 <= last_index <= _LAST:
         raise ValueError(f"last_index cannot be {last_index!r}; it is -1 for nothing yet, or the index last dealt with")
 
 
@@ -65,11 +68,11 @@ class JobStreamCursor:
         _check_index(self.last_index)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class JobStreamCheckpoint:
     """A job, a place in its stream and a filter: all that is needed to go on, from any process.
 
-    `str(checkpoint)` is one short printable string, and `parse` reads it back.
+    `str(checkpoint)` is one short printable string, and `parse` reads it back. Checkpoints of one job sort by place.
 
     >>> here = JobStreamCheckpoint("job_0123456789abcdefghjkmnpqrs", 41, ("job.log",))
     >>> str(here)
@@ -93,8 +96,8 @@ class JobStreamCheckpoint:
     @classmethod
     def parse(cls, text: str) -> JobStreamCheckpoint:
         """Read what `str` has written. Raises `InvalidRequestError` (a `ValueError`) for anything else."""
-        found = re.fullmatch(rf"(job_\w+)@(-1|\d{{1,18}})(?:\+([{''.join(_LETTER.values())}]+))?", text.strip())
-        if found is None or not ids.is_id(found[1], "job"):
+        found = _CHECKPOINT.fullmatch(text.strip())
+        if found is None or not ids.is_id(found[1], "job") or int(found[2]) > _LAST:
             raise InvalidRequestError(
                 f"{text[:100]!r} is no checkpoint", hint="a checkpoint is str(job.checkpoint()): job_…@index+types"
             )
@@ -184,12 +187,14 @@ class JobStatusEvent(JobStreamEvent):
     @property
     def reason(self) -> str | None:
         """Return why, where that needs saying."""
-        return self.data.get("reason")
+        reason: str | None = self.data.get("reason")
+        return reason
 
     @property
     def detail(self) -> dict[str, Any] | None:
         """Return what a failed attempt's error was, when another attempt follows."""
-        return self.data.get("detail")
+        detail: dict[str, Any] | None = self.data.get("detail")
+        return detail
 
     @property
     def at(self) -> float:
@@ -212,7 +217,8 @@ class JobResultEvent(JobStreamEvent):
     @property
     def items(self) -> int | None:
         """Return how many items a generator has yielded; `None` for a plain function."""
-        return self.data.get("items")
+        items: int | None = self.data.get("items")
+        return items
 
 
 class JobErrorEvent(JobStreamEvent):
@@ -278,6 +284,11 @@ class JobResetEvent(JobStreamEvent):
         return int(self.data["resume_index"])
 
     @property
+    def head_index(self) -> int:
+        """Return the highest index that there was."""
+        return int(self.data["head_index"])
+
+    @property
     def lost(self) -> dict[str, int]:
         """Return how many events of each type are lost, where this reader has seen enough to know exactly."""
         return dict(self.data.get("lost", {}))
@@ -313,7 +324,8 @@ class JobSnapshotEvent(JobStreamEvent):
     @property
     def error(self) -> dict[str, Any] | None:
         """Return the data of the job's error once it has failed."""
-        return self.data["error"]
+        error: dict[str, Any] | None = self.data["error"]
+        return error
 
 
 _CLASSES: dict[str, type[JobStreamEvent]] = {
@@ -321,6 +333,7 @@ _CLASSES: dict[str, type[JobStreamEvent]] = {
     END: JobEndEvent, RESET: JobResetEvent, SNAPSHOT: JobSnapshotEvent,
 }  # fmt: skip
 VALUED = (ITEM, RESULT, SNAPSHOT)
+WHAT = "the value of an event"
 
 
 class Loaded(NamedTuple):
@@ -345,21 +358,26 @@ def loaded(found: Loaded | None, data: dict[str, Any]) -> Any:
     inline = data.get("value")
     if isinstance(inline, dict) and inline.get("encoding") == "json":
         return inline.get("data")
-    from apothic.protocol import values
-    from apothic.protocol.messages import Value
+    return values.unpack_wire(value_in(data), what=WHAT)
 
-    return values.unpack_wire(msgspec.convert(inline or data.get("ref"), Value), what="the value of an event")
+
+def value_in(data: dict[str, Any]) -> Value:
+    """Return the value that an event's data holds or refers to. Raises `SerializationError` when there is none."""
+    try:
+        return msgspec.convert(data.get("value") or data.get("ref"), Value)
+    except msgspec.ValidationError as error:
+        raise SerializationError(f"{WHAT} cannot be read: {error}", hint="look at the event's .data") from None
 
 
 # --- frames of server-sent events -------------------------------------------------------------------------------
 
 
 class Frame(NamedTuple):
-    """One frame as it was sent. Without an `event` it is a bookmark: all that matches up to `index` was sent."""
+    """One frame as it was sent. Without an `event` it is a bookmark: all that matches up to `id` was sent."""
 
     event: str
     data: bytes
-    index: int | None
+    id: int | None
 
 
 def frame(event: str, data: str, index: int | None) -> str:
@@ -387,7 +405,7 @@ class Splitter:
 
 
 def _parse(block: bytes) -> Frame | None:
-    event, data, index = "", b"", None
+    event, data, place = "", b"", None
     for line in block.split(b"\n"):
         name, _, text = line.partition(b": ")
         if name == b"data":
@@ -395,5 +413,5 @@ def _parse(block: bytes) -> Frame | None:
         elif name == b"event":
             event = text.decode()
         elif name == b"id":
-            index = int(text)
-    return Frame(event, data, index) if event or index is not None else None
+            place = int(text)
+    return Frame(event, data, place) if event or place is not None else None

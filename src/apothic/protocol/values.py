@@ -69,9 +69,13 @@ def pack(
     >>> pack([1, "two"], payload_limit=1024).packed.data
     b'[1,"two"]'
     """
+    text = _json_text(value, payload_limit, inline_limit, what, allow_pickle)
+    if text is not None and len(text) <= min(inline_limit, payload_limit):
+        return Envelope(Packed(encoding="json", data=text, size=len(text)))  # most items of a stream end here
     spool = Spool(keep=inline_limit, limit=payload_limit, what=what, directory=spool_dir)
     try:
-        if _write_json(value, spool, payload_limit, inline_limit, what, allow_pickle):
+        if text is not None:
+            spool.write(text)
             return _envelope("json", spool)
         header = pickling.dump(value, spool, what)
         return _envelope("pickle", spool, header, portray(value, large=spool.size > inline_limit))
@@ -99,7 +103,9 @@ def pack_arguments(
     spool = Spool(keep=inline_limit, limit=payload_limit, what=whole, directory=spool_dir)
     try:
         form = {"args": list(positional), "kwargs": named}
-        if _write_json(form, spool, payload_limit, inline_limit, whole, allow_pickle):
+        text = _json_text(form, payload_limit, inline_limit, whole, allow_pickle)
+        if text is not None:
+            spool.write(text)
             return _envelope("json", spool)
         try:
             header = pickling.dump((positional, named), spool, whole)
@@ -138,8 +144,8 @@ def _blame(args: tuple[Any, ...], kwargs: dict[str, Any], what: str) -> None:
 # --- JSON, when it survives -------------------------------------------------------------------------------------
 
 
-def _write_json(value: Any, spool: Spool, payload_limit: int, inline_limit: int, what: str, allow_pickle: bool) -> bool:
-    """Write `value` as JSON if it comes back from it unchanged; return whether it was."""
+def _json_text(value: Any, payload_limit: int, inline_limit: int, what: str, allow_pickle: bool) -> bytes | None:
+    """Return `value` as JSON if it comes back from it unchanged, else `None`."""
     limit = min(inline_limit, payload_limit) if allow_pickle else payload_limit
     survey = _Survey(limit)
     obstacle = survey.obstacle(value, JSON_DEPTH)
@@ -150,10 +156,9 @@ def _write_json(value: Any, spool: Spool, payload_limit: int, inline_limit: int,
         except UnicodeEncodeError:
             obstacle = ("", "text with a lone surrogate")
     if obstacle is None and (len(text) <= limit or not allow_pickle):
-        spool.write(text)
-        return True
+        return text
     if allow_pickle:
-        return False
+        return None
     if survey.spent > limit:
         raise too_large(survey.spent, limit, what)
     path, reason = obstacle or ("", "")
