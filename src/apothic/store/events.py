@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -118,7 +120,11 @@ def _insert(tx: Tx, job: int, attempt: int, rows: list[tuple[str, str, int, str 
     given = tx.one("take_indices", job=job, n=len(rows))
     assert given is not None, f"job {job} is in the table"
     first = given[0] - len(rows)
-    tx.many("insert_event", [(job, first + n, kind, attempt, text) for n, (kind, text, _, _) in enumerate(rows)])
+    place = first
+    for kind, run in groupby(rows, key=itemgetter(0)):
+        texts = [text for _, text, _, _ in run]
+        tx.run("insert_events", job=job, first=place, type=kind, attempt=attempt, texts=dumps(texts))
+        place += len(texts)
     named = [(job, first + n, blob, size) for n, (_, _, size, blob) in enumerate(rows) if blob is not None]
     if named:
         tx.many("insert_event_blob", named)

@@ -117,20 +117,20 @@ def _stop(tx: Tx, job: int, after: int, windows: dict[str, sqlite3.Row]) -> tupl
 
 def _events(tx: Tx, job: int, wish: Wish, after: int, upto: int) -> tuple[list[tuple[int, str, str]], bool]:
     """Return what is kept of the types behind `after` up to `upto`, and whether that is all of it."""
-    found: list[tuple[int, str, str]] = []
-    size, limit = 0, max(1, min(wish.limit, PAGE_EVENTS))
-    wanted = wish.wanted
-    rows = (
-        tx.each("events_between", job=job, after=after, upto=upto, limit=limit + 1)
-        if len(wanted) == len(STORED)
-        else tx.each("events_of_types", job=job, after=after, upto=upto, types=dumps(wanted), limit=limit + 1)
-    )
-    for row in rows:
-        size += len(row["data"])
-        if found and (len(found) == limit or size > PAGE_BYTES):
-            return found, False
-        found.append(tuple(row))
-    return found, True
+    types = dumps(wish.wanted) if len(wish.wanted) < len(STORED) else None
+    limit = max(1, min(wish.limit, PAGE_EVENTS))
+    asked = {"job": job, "after": after, "upto": upto, "types": types, "limit": limit + 1, "bytes": PAGE_BYTES}
+    row = tx.one("page", **asked)
+    assert row is not None, "an aggregate has one row"
+    count, text = row
+    if count == 0:
+        return [], True
+    if text is None:
+        cut = tx.one("page_cut", **asked)
+        assert cut is not None
+        text = cut[0]
+    found = [(int(index), kind, data) for index, kind, data in (one.split("\x1f") for one in text.split("\x1e"))]
+    return found[:limit], len(found) == count <= limit
 
 
 def _reset(

@@ -4,6 +4,11 @@ UPDATE jobs SET next_index = next_index + :n WHERE seq = :job RETURNING next_ind
 -- insert_event: one event under an index that was given out
 INSERT INTO events (job, idx, type, attempt, data) VALUES (?, ?, ?, ?, ?);
 
+-- insert_events: events of one type under indices that were given out, in one step: at each step of a statement Python
+-- lets go of its interpreter lock, and beside a busy event loop getting it back took longer than the insert itself
+INSERT INTO events (job, idx, type, attempt, data)
+SELECT :job, :first + key, :type, :attempt, value FROM json_each(:texts);
+
 -- insert_event_blob: an event that names a blob
 INSERT INTO event_blobs (job, idx, sha256, size) VALUES (?, ?, ?, ?);
 
@@ -43,13 +48,26 @@ SELECT data FROM events WHERE job = :job AND type = 'job.log' ORDER BY idx DESC 
 -- streamed_job: what a stream has to know of its job
 SELECT seq, status, attempt, next_index, ended_at FROM jobs WHERE id = :id;
 
--- events_between: a page of a stream, all types
-SELECT idx, type, data FROM events WHERE job = :job AND idx > :after AND idx <= :upto ORDER BY idx LIMIT :limit;
+-- page: a page of a stream, in one step (as insert_events): how many events, and, unless they are too large together,
+-- these, as text between characters that no JSON holds
+WITH found AS MATERIALIZED (
+    SELECT idx, type, data FROM events
+     WHERE job = :job AND idx > :after AND idx <= :upto
+       AND (:types IS NULL OR type IN (SELECT value FROM json_each(:types)))
+     ORDER BY idx LIMIT :limit)
+SELECT count(*),
+       CASE WHEN sum(length(data)) <= :bytes THEN
+            (SELECT group_concat(idx || char(31) || type || char(31) || data, char(30)) FROM found) END
+  FROM found;
 
--- events_of_types: a page of a stream, filtered
-SELECT idx, type, data FROM events
- WHERE job = :job AND idx > :after AND idx <= :upto AND type IN (SELECT value FROM json_each(:types))
- ORDER BY idx LIMIT :limit;
+-- page_cut: the same, up to the event with which they are too large; the running sum costs three times the rest
+SELECT group_concat(CASE WHEN size - length(data) < :bytes
+                         THEN idx || char(31) || type || char(31) || data END, char(30))
+  FROM (SELECT idx, type, data, sum(length(data)) OVER (ORDER BY idx ROWS UNBOUNDED PRECEDING) AS size
+          FROM (SELECT idx, type, data FROM events
+                 WHERE job = :job AND idx > :after AND idx <= :upto
+                   AND (:types IS NULL OR type IN (SELECT value FROM json_each(:types)))
+                 ORDER BY idx LIMIT :limit));
 
 -- first_event: the oldest of one type that is kept
 SELECT idx, data FROM events WHERE job = :job AND type = :type AND idx > :trimmed ORDER BY idx LIMIT 1;
