@@ -1,4 +1,4 @@
-"""What the machine can do without us: a process pool, a bare HTTP round trip, a bare interpreter, a synced append."""
+"""What the machine does without us: a process pool, a bare HTTP round trip or interpreter, synced appends and lines."""
 
 from __future__ import annotations
 
@@ -81,32 +81,58 @@ def synced_appends(times: int) -> list[float]:
         return timed(append, times)
 
 
-async def _answer(scope: dict[str, Any], receive: Any, send: Any) -> None:
+def synced_lines(lines: int) -> float:
+    """Return the seconds until the output of a process that prints is in a file, synced after each read of the pipe."""
+    code = f"for n in range({lines}): print(n, flush=n % 1000 == 0)"
+    with tempfile.NamedTemporaryFile(dir=os.environ.get("TMPDIR", ".")) as file:
+        began = time.perf_counter()
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            while data := os.read(process.stdout.fileno(), 1 << 16):
+                os.write(file.fileno(), data)
+                os.fdatasync(file.fileno())
+        return time.perf_counter() - began
+
+
+async def answer(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Answer any request with the same small JSON."""
     while (await receive()).get("more_body"):
         pass
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
     await send({"type": "http.response.body", "body": BODY})
 
 
-def _bare_server(descriptor: int) -> None:
+def serve(application: str, descriptor: int) -> None:
+    """Run a plain ASGI application, `module:name`, on the server library and the loop that the product has."""
     import uvicorn
     import uvloop
 
     listener = socket.socket(fileno=descriptor)
-    config = uvicorn.Config(_answer, http="httptools", lifespan="off", log_config=None, access_log=False)
+    config = uvicorn.Config(application, http="httptools", lifespan="off", log_config=None, access_log=False)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(uvicorn.Server(config).serve([listener]))
 
 
-def http_round_trips(times: int) -> list[float]:
-    """Time a small POST over a kept connection to a plain ASGI application on the same server library."""
+@contextmanager
+def bare_server(application: str) -> Iterator[tuple[str, int]]:
+    """Run a plain ASGI application in a process of its own; give its address."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
-    code = f"from bench.floors import _bare_server; _bare_server({listener.fileno()})"
+    code = f"from bench.floors import serve; serve({application!r}, {listener.fileno()})"
     server = subprocess.Popen([sys.executable, "-c", code], pass_fds=[listener.fileno()])
     try:
-        connection = http.client.HTTPConnection(*listener.getsockname())
+        yield listener.getsockname()
+    finally:
+        server.kill()
+        server.wait()
+        listener.close()
+
+
+def http_round_trips(times: int) -> list[float]:
+    """Time a small POST over a kept connection to a plain ASGI application on the same server library."""
+    with bare_server("bench.floors:answer") as address:
+        connection = http.client.HTTPConnection(*address)
 
         def ask() -> None:
             connection.request("POST", "/", BODY, {"content-type": "application/json"})
@@ -114,7 +140,3 @@ def http_round_trips(times: int) -> list[float]:
 
         timed(ask, 50)
         return timed(ask, times)
-    finally:
-        server.kill()
-        server.wait()
-        listener.close()

@@ -19,7 +19,10 @@ class Told(NamedTuple):
 
 
 class Follower:
-    """One connection. `takes` is cleared to let it take nothing more, as a reader does that has stopped reading."""
+    """One connection. `takes` is cleared to let it take nothing more, as a reader does that has stopped reading.
+
+    `stuck` is set while the server waits for it to take something.
+    """
 
     def __init__(self, stage: Stage, job: str, *, headers: dict[str, str] | None = None, **query: Any) -> None:
         sent = {"host": HOST, "accept": "text/event-stream", "authorization": f"Bearer {stage.key}"} | (headers or {})
@@ -30,6 +33,7 @@ class Follower:
         self.scope["state"] = {"abort": self._abort}
         self.takes = asyncio.Event()
         self.takes.set()
+        self.stuck = asyncio.Event()
         self.status = 0
         self.headers: dict[str, str] = {}
         self._app = stage.control.http
@@ -55,7 +59,9 @@ class Follower:
             return {"type": "http.disconnect"}
 
         async def send(message: dict[str, Any]) -> None:
+            self.stuck.set()
             await self.takes.wait()
+            self.stuck.clear()
             if message["type"] == "http.response.start":
                 self.status = message["status"]
                 self.headers = {name.decode(): value.decode() for name, value in message["headers"]}

@@ -90,7 +90,7 @@ async def ask(
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    text = urlencode({name: value for name, value in (query or {}).items() if value is not None})
+    text = urlencode({name: value for name, value in (query or {}).items() if value is not None}, doseq=True)
     await app(scope_of("http", method, path, {"host": HOST} | headers, text), receive, send)
     assert [message["type"] for message in sent[:2]] == ["http.response.start", "http.response.body"]
     assert not sent[-1].get("more_body", False)
@@ -99,13 +99,13 @@ async def ask(
 
 
 class Stage:
-    """A control plane on a clock that stands still. `key` is its admin key."""
+    """A control plane on a clock that stands still, or on that of the one before. `key` is its admin key."""
 
-    def __init__(self, data_dir: Path, **settings: Any) -> None:
+    def __init__(self, data_dir: Path, clock: ManualClock | None = None, **settings: Any) -> None:
         given = {"data_dir": data_dir, "lease_s": 30.0, "durability": "fast"} | settings
         data_dir.mkdir(exist_ok=True)
         self.data_dir = data_dir
-        self.clock = ManualClock()
+        self.clock = clock or ManualClock()
         self.probe = Probe()
         self.settings = load(given, environ={}, cwd=data_dir, home=data_dir)
         self.control = ControlPlane(self.settings, self.clock, self.probe)
@@ -152,11 +152,11 @@ class Stage:
         for lease in (await self.control.fleet.sweep()).overdue:
             self.control.sessions.drop(lease)
 
-    async def settled(self, asked: asyncio.Future[F]) -> F:
+    async def settled(self, asked: asyncio.Future[F], by_s: float = 0.01) -> F:
         """Let a little time pass, again and again, until an answer is there."""
         async with asyncio.timeout(PATIENCE_S):
             while not asked.done():
-                await self.clock.advance(0.01)
+                await self.clock.advance(by_s)
                 await asyncio.sleep(0.001)
         return await asked
 
