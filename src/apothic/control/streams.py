@@ -36,6 +36,8 @@ LARGEST_PER_KEY = 1_000  # streams of one key on one job
 # All streams share one thread. Each waits this long for every other one before it looks again, so that a hundred
 # readers of one quick generator come to a few thousand looks a second and not to all the time there is.
 SHARE_S = 0.0002
+# A reader takes a page in as a whole; a full one first would be most of the time to the first event.
+FIRST_EVENTS = 50
 SHELF = 16  # pages that are kept for whoever asks for the same: at most 4 MiB
 
 HEADERS = [
@@ -117,7 +119,7 @@ class Streams:
         Raises `NotFoundError`, `QueueFullError` (too many streams).
         """
         with self._admitted(wish.job, other.key) as bell:
-            first = await self._pages.get(wish)
+            first = await self._pages.get(replace(wish, limit=min(wish.limit, FIRST_EVENTS)))
             if first.end and not first.events and first.snapshot is None:
                 await other.send({"type": "http.response.start", "status": 204, "headers": []})
                 await other.send({"type": "http.response.body", "body": b""})

@@ -42,16 +42,15 @@ class Holds:
     async def attach(self, job_id: str, cursor: int) -> Held | None:
         """Note that the reader is connected and has had all up to `cursor`; `None` when nothing is kept for it."""
 
-        def write(tx: Tx) -> int | None:
-            row = tx.one("held_job", id=job_id)
-            if row is not None:
-                tx.run("renew_hold", job=row["seq"], sent=cursor, until=self._until())
-                if row["paused"]:
-                    self.readers.waiting.add(row["seq"])
-            return None if row is None else int(row["seq"])
-
-        job = await self._db.write(write)
-        return None if job is None else Held(self, job_id, job, cursor)
+        row = await self._db.read(lambda tx: tx.one("held_job", id=job_id))
+        if row is None:
+            return None
+        if row["paused"]:
+            self.readers.waiting.add(row["seq"])
+        # A commit would be a third of the time to the first item, and the sweep renews in time.
+        if row["until"] - self._clock.monotonic() < HOLD_S / 2:
+            await self._renew(row["seq"], cursor)
+        return Held(self, job_id, row["seq"], cursor)
 
     async def caught_up(self, job_id: str) -> None:
         """Let go of what its reader has; when little enough is left, let the generator go on that waits for it."""
@@ -69,15 +68,9 @@ class Holds:
 
         await self._db.write(write)
 
-    async def lost(self, job_id: str, sent: int) -> None:
+    async def lost(self, job: int, sent: int) -> None:
         """Give a reader whose connection is lost its time to come back."""
-
-        def write(tx: Tx) -> None:
-            row = tx.one("held_job", id=job_id)
-            if row is not None:
-                tx.run("renew_hold", job=row["seq"], sent=sent, until=self._until())
-
-        await self._db.write(write)
+        await self._renew(job, sent)
 
     async def end(self, job_id: str) -> None:
         """Keep nothing more for this reader: the ordinary window holds."""
@@ -97,6 +90,9 @@ class Holds:
 
         if await self._db.read(lambda tx: bool(tx.all("lapsed_holds", now=now))):
             await self._db.write(write)
+
+    async def _renew(self, job: int, sent: int) -> None:
+        await self._db.write(lambda tx: tx.run("renew_hold", job=job, sent=sent, until=self._until()))
 
     def _until(self) -> float:
         return self._clock.monotonic() + HOLD_S
@@ -147,4 +143,4 @@ class Held:
     async def close(self) -> None:
         """Note that the connection is gone. Its reader may come back for what was on its way."""
         sent = self._holds.readers.sent.pop(self._job, -1)
-        await self._holds.lost(self._job_id, sent)
+        await self._holds.lost(self._job, sent)

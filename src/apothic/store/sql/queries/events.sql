@@ -106,7 +106,7 @@ UPDATE holds SET until = :until;
 SELECT jobs.id FROM holds JOIN jobs ON jobs.seq = holds.job WHERE holds.until <= :now LIMIT 500;
 
 -- held_job: a held job with the attempt that may wait for its reader
-SELECT jobs.seq, versions.stream_window, leases.token, containers.agent_id, holds.paused
+SELECT jobs.seq, versions.stream_window, leases.token, containers.agent_id, holds.paused, holds.until
   FROM jobs JOIN versions ON versions.id = jobs.version JOIN holds ON holds.job = jobs.seq
   LEFT JOIN leases ON leases.job = jobs.seq LEFT JOIN containers ON containers.id = leases.container_id
  WHERE jobs.id = :id;

@@ -1,0 +1,74 @@
+"""Streams, beside a bare endpoint of server-sent events, a synced log of lines, and Ray's streaming generator."""
+
+from __future__ import annotations
+
+import http.client
+import statistics
+import sys
+
+from bench import floors, ours_streams, peers, readers, sse
+from bench.sources import count, say
+from bench.table import Found, Line, show, spread
+
+ITEMS = 50_000
+READERS = 10
+TIMES = 50
+
+
+def measure(found: Found, rounds: int, beside: list[str]) -> None:
+    """Run every workload, its floor and its peer, round by round."""
+    with floors.bare_server("bench.sse:stream") as address:
+        for number in range(rounds):
+            print(f"streams, round {number + 1}", file=sys.stderr)
+            _ours(found)
+            _floor(found, address)
+            for name in beside:
+                words = ("--items", str(ITEMS), "--times", str(TIMES))
+                for figure, value in peers.measured(name, *words).items():
+                    found.note(f"{name} {figure}", value)
+
+
+def _ours(found: Found) -> None:
+    ours_streams.read(1000)
+    found.note("first", 1000 * statistics.median(ours_streams.read(10)[0] for _ in range(TIMES)))
+    found.note("one reader", ITEMS / ours_streams.read(ITEMS)[1])
+    seconds, job = ours_streams.read_by_many(READERS, ITEMS)
+    found.note("ten readers", READERS * ITEMS / seconds)
+    found.note("made for ten", ITEMS / ours_streams.ran(job))
+    found.note("resume", 1000 * statistics.median(ours_streams.resume(job, ITEMS, TIMES)))
+    found.note("items unread", ITEMS / ours_streams.unread(count, ITEMS))
+    found.note("lines unread", ITEMS / ours_streams.unread(say, ITEMS))
+
+
+def _floor(found: Found, address: tuple[str, int]) -> None:
+    connection = http.client.HTTPConnection(*address)
+    sse.read(connection, 1000, 1)
+    found.note("bare first", 1000 * statistics.median(sse.read(connection, 10, 1)[0] for _ in range(TIMES)))
+    for batch in (1, readers.BATCH):
+        found.note(f"bare by {batch}", ITEMS / sse.read(connection, ITEMS, batch)[1])
+    seconds = readers.crowd(READERS, "bare", ITEMS, lambda _: str(address[1]))
+    found.note("bare ten readers", READERS * ITEMS / seconds)
+    found.note("synced lines", ITEMS / floors.synced_lines(ITEMS))
+
+
+def report(found: Found, wanted: list[str]) -> None:
+    """Print the table, and who is missing from it."""
+    one, batched = "bare SSE, an event a write", f"bare SSE, {readers.BATCH} events a write"
+    ray = "Ray, streaming generator of an actor"
+    lines = [
+        Line("items to one reader", "items/s", "one reader", one, "bare by 1"),
+        Line("items to one reader", "items/s", "one reader", batched, f"bare by {readers.BATCH}"),
+        Line("items to one reader", "items/s", "one reader", ray, "ray items_s"),
+        Line("items to ten readers, in all", "items/s", "ten readers", batched, "bare ten readers"),
+        Line("time to the first item", "ms", "first", "bare SSE", "bare first"),
+        Line("time to the first item", "ms", "first", ray, "ray first_ms"),
+        Line("items appended, nobody reading", "items/s", "items unread", f"{ray}, the same", "ray unread_s"),
+        Line("items appended, nobody reading", "items/s", "items unread", "synced lines of a pipe", "synced lines"),
+        Line("lines appended, nobody reading", "events/s", "lines unread", "synced lines of a pipe", "synced lines"),
+        Line("resumed, time to the first event", "ms", "resume", "bare SSE", "bare first"),
+    ]
+    show(f"Streams of {ITEMS:,} small items", lines, found)
+    print(f"\nWith ten readers, the generator ran at {spread(found['made for ten'], 'items/s')}.")
+    for name in wanted:
+        if f"{name} items_s" not in found:
+            print(f"\n{name.upper()} WAS LEFT OUT: see above.")
