@@ -38,7 +38,7 @@ def main() -> None:
         if "calls" in chosen:
             calls.measure(found, given.rounds, data_dir)
         if "streams" in chosen:
-            streams.measure(found, given.rounds, beside)
+            streams.measure(found, given.rounds, beside, data_dir)
     if "calls" in chosen:
         calls.measure_start(found, given.rounds)
         calls.report(found)

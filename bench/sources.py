@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import apothic
@@ -13,6 +14,14 @@ app = apothic.App("bench-streams")
 def count(n: int) -> Iterator[int]:
     """Yield small integers; all of them are kept, so that no reader is too slow."""
     yield from range(n)
+
+
+@app.function(max_containers=1, timeout_s=600)
+def paced(n: int, pause_s: float) -> Iterator[int]:
+    """Yield small integers at a steady pace."""
+    for number in range(n):
+        yield number
+        time.sleep(pause_s)
 
 
 @app.function(max_containers=1, timeout_s=600)

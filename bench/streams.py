@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import http.client
+import json
 import statistics
 import sys
+from pathlib import Path
 
-from bench import floors, ours_streams, peers, readers, sse
+from bench import floors, hundred, ours_streams, peers, readers, sse
 from bench.sources import count, say
 from bench.table import Found, Line, show, spread
 
@@ -15,12 +17,12 @@ READERS = 10
 TIMES = 50
 
 
-def measure(found: Found, rounds: int, beside: list[str]) -> None:
+def measure(found: Found, rounds: int, beside: list[str], data_dir: Path) -> None:
     """Run every workload, its floor and its peer, round by round."""
     with floors.bare_server("bench.sse:stream") as address:
         for number in range(rounds):
             print(f"streams, round {number + 1}", file=sys.stderr)
-            _ours(found)
+            _ours(found, data_dir)
             _floor(found, address)
             for name in beside:
                 words = ("--items", str(ITEMS), "--times", str(TIMES))
@@ -28,7 +30,7 @@ def measure(found: Found, rounds: int, beside: list[str]) -> None:
                     found.note(f"{name} {figure}", value)
 
 
-def _ours(found: Found) -> None:
+def _ours(found: Found, data_dir: Path) -> None:
     ours_streams.read(1000)
     found.note("first", 1000 * statistics.median(ours_streams.read(10)[0] for _ in range(TIMES)))
     found.note("one reader", ITEMS / ours_streams.read(ITEMS)[1])
@@ -38,6 +40,9 @@ def _ours(found: Found) -> None:
     found.note("resume", 1000 * statistics.median(ours_streams.resume(job, ITEMS, TIMES)))
     found.note("items unread", ITEMS / ours_streams.unread(count, ITEMS))
     found.note("lines unread", ITEMS / ours_streams.unread(say, ITEMS))
+    found.note("paced alone", hundred.alone())
+    base_url = str(json.loads((data_dir / "server.json").read_text())["base_url"])
+    found.note("paced crowded", hundred.crowded(base_url, data_dir))
 
 
 def _floor(found: Found, address: tuple[str, int]) -> None:
@@ -65,6 +70,9 @@ def report(found: Found, wanted: list[str]) -> None:
         Line("items appended, nobody reading", "items/s", "items unread", f"{ray}, the same", "ray unread_s"),
         Line("items appended, nobody reading", "items/s", "items unread", "synced lines of a pipe", "synced lines"),
         Line("lines appended, nobody reading", "events/s", "lines unread", "synced lines of a pipe", "synced lines"),
+        Line(
+            "a paced generator with 100 readers, one of a byte a second", "s", "paced crowded", "alone", "paced alone"
+        ),
         Line("resumed, time to the first event", "ms", "resume", "bare SSE", "bare first"),
     ]
     show(f"Streams of {ITEMS:,} small items", lines, found)

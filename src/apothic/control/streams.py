@@ -34,8 +34,8 @@ RECHECK_S = 60.0  # how long a stream outlives its key
 STALL_S = 30.0  # of a write that the other end does not take; Kubernetes ends unresponsive watchers as well
 LARGEST_PER_KEY = 1_000  # streams of one key on one job
 # All streams share one thread. Each waits this long for every other one before it looks again, so that a hundred
-# readers of one quick generator come to a few thousand looks a second and not to all the time there is.
-SHARE_S = 0.0002
+# readers of one generator come to two thousand looks a second, and slow it by 2 % instead of 5 %.
+SHARE_S = 0.0005
 # A reader takes a page in as a whole; a full one first would be most of the time to the first event.
 FIRST_EVENTS = 50
 SHELF = 16  # pages that are kept for whoever asks for the same: at most 4 MiB
