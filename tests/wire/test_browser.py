@@ -13,7 +13,6 @@ import sseclient
 from playwright.async_api import Page, async_playwright
 from proxy import Proxy, proxied
 from rig import Server
-from yields import app as yielding
 from yields import count, paced
 
 from apothic import Job
@@ -33,13 +32,7 @@ FOLLOW = """url => {
 }"""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def deployed(server: Server) -> Iterator[None]:
-    yielding._client = server.client()
-    yielding.deploy()
-    yield
-    yielding._client = None
-    yielding.forget()
+pytestmark = pytest.mark.usefixtures("yielding")
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,11 @@ import contextlib
 import selectors
 import socket
 import time
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import psutil
 import pytest
 from rig import Server
-from yields import app as yielding
 from yields import paced, talk
 
 from apothic import Job, JobResetEvent
@@ -23,13 +21,7 @@ LIMIT_S = 60.0
 MIB = 1024 * 1024
 
 
-@pytest.fixture(scope="module", autouse=True)
-def deployed(server: Server) -> Iterator[None]:
-    yielding._client = server.client()
-    yielding.deploy()
-    yield
-    yielding._client = None
-    yielding.forget()
+pytestmark = pytest.mark.usefixtures("yielding")
 
 
 class Raw:

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from proxy import Proxy, proxied
 from rig import Server, serving
-from yields import app as yielding
-from yields import count, last_words, paced
+from yields import app, count, last_words, paced
 
 from apothic import ControlPlaneClient, Job
 from apothic.client import stream
@@ -19,13 +18,7 @@ from apothic.client import stream
 ITEMS = 3_000
 
 
-@pytest.fixture(scope="module", autouse=True)
-def deployed(server: Server) -> Iterator[None]:
-    yielding._client = server.client()
-    yielding.deploy()
-    yield
-    yielding._client = None
-    yielding.forget()
+pytestmark = pytest.mark.usefixtures("yielding")
 
 
 @pytest.fixture
@@ -125,9 +118,9 @@ def test_an_idle_stream_lives_through_half_an_hour_of_silence(tmp_path: Any) -> 
 
     minutes = float(os.environ.get("MINUTES", "30"))
     with serving(tmp_path / "data") as idle, proxied(idle.base_url) as proxy:
-        yielding._client = idle.client()
-        yielding.forget()
-        yielding.deploy()
+        app._client = idle.client()
+        app.forget()
+        app.deploy()
         key = (idle.data_dir / "admin.key").read_text().strip()
         job = Job(
             paced.with_options(timeout_s=3_600).spawn(2, minutes * 60).job_id,

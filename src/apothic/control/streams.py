@@ -33,9 +33,9 @@ LIFE_S, LIFE_SPREAD = 600.0, 0.2
 RECHECK_S = 60.0  # how long a stream outlives its key
 STALL_S = 30.0  # of a write that the other end does not take; Kubernetes ends unresponsive watchers as well
 LARGEST_PER_KEY = 1_000  # streams of one key on one job
-# All streams share one thread. Each waits this long for every other one before it looks again, so that a hundred
+# All streams share one thread. Past a few, each waits so long for every one before it looks again, so that a hundred
 # readers of one generator come to two thousand looks a second, and slow it by 2 % instead of 5 %.
-SHARE_S = 0.0005
+SHARE_S, FEW = 0.0005, 10
 # A reader takes a page in as a whole; a full one first would be most of the time to the first event.
 FIRST_EVENTS = 50
 SHELF = 16  # pages that are kept for whoever asks for the same: at most 4 MiB
@@ -151,7 +151,7 @@ class Streams:
                 break
             if not (page.more or page.reset):
                 await reader.rest()
-                if len(self._bells) * SHARE_S > 0.001:
+                if len(self._bells) > FEW:
                     await self._clock.sleep(len(self._bells) * SHARE_S)
             now = self._clock.monotonic()
             if now - checked >= RECHECK_S:
