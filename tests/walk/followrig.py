@@ -9,6 +9,8 @@ from urllib.parse import urlencode
 
 from walkrig import HOST, PATIENCE_S, Answer, Stage, scope_of
 
+MOST = 10_000  # chunks that wait to be read; a server that sends without end is told that there is no room
+
 
 class Told(NamedTuple):
     """One block of a stream, as a client of the standard reads it. A comment has nothing at all."""
@@ -38,7 +40,7 @@ class Follower:
         self.headers: dict[str, str] = {}
         self._app = stage.control.http
         self._gone = asyncio.Event()
-        self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(MOST)
         self._held = b""
         self._task: asyncio.Task[None] | None = None
 

@@ -64,7 +64,10 @@ class Followed(Reader):
                 await asyncio.wait_for(self._follower.stuck.wait(), PATIENCE_S)
             return
         while self._due():
-            block = await self._follower.next()
+            try:
+                block = await self._follower.next()
+            except TimeoutError:
+                raise AssertionError(f"nothing came behind {self._seen}, at a head of {self.book.head}") from None
             if block is None:
                 assert self.book.ended and self._seen == self.book.head, "the server has closed the stream"
                 self._whole = True
