@@ -15,6 +15,11 @@ _LISTS_CHILDREN = Path("/proc/thread-self/children").exists()  # a kernel option
 _PAUSE_S = 0.002
 
 
+def lists_children() -> bool:
+    """Tell whether the kernel lists the children of a process; without it every process has to be looked at."""
+    return _LISTS_CHILDREN
+
+
 def children(pid: int) -> list[int]:
     """Return the direct children of a process, dead ones that nobody has collected included."""
     if not _LISTS_CHILDREN:

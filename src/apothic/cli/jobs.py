@@ -1,4 +1,4 @@
-"""Jobs: list, show, logs, wait, cancel."""
+"""Jobs: list, show, logs, watch, story, wait, cancel, retry."""
 
 from __future__ import annotations
 
@@ -188,3 +188,16 @@ def cancel(screen: Screen, job_id: str) -> None:
 
     now = client().ask_blocking(CANCEL, m.CancelJob(job=job_id))
     screen.show(now, f"{job_id} is {now.status}")
+
+
+@job.command()
+@click.argument("job_id", metavar="JOB")
+@reaching
+@click.pass_obj
+def retry(screen: Screen, job_id: str) -> None:
+    """Submit an ended job's input once more, as a new job with the same options, and say which job that is."""
+    from apothic.protocol import messages as m
+    from apothic.protocol.routes import RETRY
+
+    new = client().ask_blocking(RETRY, m.RetryJob(job=job_id))
+    screen.show(new, f"{new.id} is {new.status}; apothic job watch {new.id} follows it")
