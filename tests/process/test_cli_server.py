@@ -218,6 +218,35 @@ def test_an_agent_joins_by_url_and_key(run: Runs, server: Server, home: Path) ->
         assert agent.wait(60) == 0
 
 
+GPU_APP = """
+import apothic
+
+app = apothic.App("drawing")
+
+
+@app.function(gpu=["a100", "h100"])
+def draw(n: int) -> int:
+    return n + 1
+"""
+
+
+def test_a_function_that_asks_for_a_gpu_runs_where_one_is_declared(run: Runs, server: Server, home: Path) -> None:
+    (home / "drawing.py").write_text(GPU_APP)
+    refused = run("deploy", "drawing.py")
+    assert refused.status == 1
+    assert "no agent can ever give" in refused.err and "h100" in refused.err
+    key = run("key", "create", "gpus", "--scope", "worker", "--json").ok().json["secret"]
+    words = ["agent", "--url", server.told["base_url"], "--key", key, "--gpu", "t4", "--gpu", "h100"]
+    with subprocess.Popen([*APOTHIC, *words], env=environment(home), cwd=home, stderr=subprocess.PIPE) as agent:
+        wait_until(lambda: agent.pid in [one["pid"] for one in run("status", "--json").ok().json["agents"]])
+        run("deploy", "drawing.py").ok()
+        assert run("call", "drawing", "draw", 1).ok().out.strip() == "2"
+        told = next(one for one in run("status", "--json").ok().json["agents"] if one["pid"] == agent.pid)
+        assert (told["gpus"], told["containers"]) == (["t4", "h100"], 1)
+        agent.send_signal(signal.SIGTERM)
+        assert agent.wait(60) == 0
+
+
 def test_an_agent_with_a_wrong_key_is_refused(run: Runs, server: Server) -> None:
     ran = run("agent", "--url", server.told["base_url"], "--key", "apothic_key_wrong")
     assert ran.status == 1

@@ -27,11 +27,11 @@ from apothic.errors import AuthError, ConfigError
 _log = logging.getLogger("apothic.agent")
 
 
-def main(settings: Settings, *, url: str | None, key: str | None, local: bool) -> None:
+def main(settings: Settings, *, url: str | None, key: str | None, local: bool, gpus: tuple[str, ...] = ()) -> None:
     """Run an agent until it is told to leave: of the server at `url`, or of the one of this data directory.
 
-    A local one holds `agent.lock`; where another has it, this returns at once. Raises `AuthError` when the control
-    plane refuses the key at the first try.
+    `gpus` are the names that functions may ask for. A local one holds `agent.lock`; where another has it, this returns
+    at once. Raises `AuthError` when the control plane refuses the key at the first try.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s agent %(message)s", stream=sys.stderr)
     clock = SystemClock()
@@ -45,7 +45,7 @@ def main(settings: Settings, *, url: str | None, key: str | None, local: bool) -
                 return
             home = settings.data_dir.resolve() / "agent"
             _clear(home)
-            _serve(LocalRoute(settings.data_dir), home, clock)
+            _serve(LocalRoute(settings.data_dir), home, clock, gpus)
         return
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
         raise ConfigError(f"{url!r} is no URL of a control plane", hint="give one such as http://192.168.1.5:8700")
@@ -54,7 +54,7 @@ def main(settings: Settings, *, url: str | None, key: str | None, local: bool) -
         raise AuthError("an agent needs a key", hint="make one with `apothic key create` and pass it with --key")
     home = Path(tempfile.mkdtemp(prefix="apothic-agent-")).resolve()
     try:
-        refused = _serve(RemoteRoute(url, shown), home, clock)
+        refused = _serve(RemoteRoute(url, shown), home, clock, gpus)
     finally:
         shutil.rmtree(home, ignore_errors=True)
     if refused is not None:
@@ -72,11 +72,11 @@ def _clear(home: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _serve(route: Route, home: Path, clock: Clock) -> str | None:
+def _serve(route: Route, home: Path, clock: Clock, gpus: tuple[str, ...]) -> str | None:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     async def serve() -> str | None:
-        agent = Agent(route, home, clock, version=__version__)
+        agent = Agent(route, home, clock, version=__version__, gpus=gpus)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.leave, signal.Signals(number).name)

@@ -197,12 +197,13 @@ def status(screen: Screen) -> int:
     "--url", metavar="URL", help="The control plane to join; without it, the local one of the data directory."
 )
 @click.option("--key", metavar="KEY", help="What to show it.")
+@click.option("--gpu", "gpus", metavar="NAME", multiple=True, help="A GPU that this machine has; once for each.")
 @click.option("--local", "is_local", is_flag=True, hidden=True, help="Be the agent that a server starts for itself.")
 @taking("data_dir")
 @shown
-def agent(url: str | None, key: str | None, is_local: bool) -> None:
+def agent(url: str | None, key: str | None, gpus: tuple[str, ...], is_local: bool) -> None:
     """Join this machine to a control plane, over one outbound connection."""
     from apothic.agent.agent import main
 
     settled = settings()
-    main(settled, url=None if is_local else url or settled.base_url, key=key, local=is_local)
+    main(settled, url=None if is_local else url or settled.base_url, key=key, gpus=gpus, local=is_local)
