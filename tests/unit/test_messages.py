@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apothic.control.plane import Plane
-from apothic.protocol import messages, routes, session
+from apothic.protocol import messages, routes, session, upkeep
 from apothic.protocol.routes import ROUTES
 from apothic.protocol.specs import BatchingSpec, ConcurrencySpec, Cron, FunctionOptions, Period, Retries
 
@@ -67,7 +67,7 @@ def anything(kind: Any) -> st.SearchStrategy[Any]:
     return simple[kind]
 
 
-EVERY = structs(messages) + structs(session)
+EVERY = structs(messages) + structs(upkeep) + structs(session)
 
 
 @pytest.mark.parametrize("cls", EVERY, ids=[cls.__name__ for cls in EVERY])

@@ -12,6 +12,19 @@ from msgspec import Struct
 
 from apothic.protocol.lifecycle import Status
 from apothic.protocol.specs import FunctionOptions, Retries
+from apothic.protocol.upkeep import AgentList as AgentList
+from apothic.protocol.upkeep import AgentView as AgentView
+from apothic.protocol.upkeep import Blob as Blob
+from apothic.protocol.upkeep import BlobView as BlobView
+from apothic.protocol.upkeep import CreateKey as CreateKey
+from apothic.protocol.upkeep import Health as Health
+from apothic.protocol.upkeep import KeyCreated as KeyCreated
+from apothic.protocol.upkeep import KeyList as KeyList
+from apothic.protocol.upkeep import KeyView as KeyView
+from apothic.protocol.upkeep import ListAgents as ListAgents
+from apothic.protocol.upkeep import ListKeys as ListKeys
+from apothic.protocol.upkeep import RevokeKey as RevokeKey
+from apothic.protocol.upkeep import ShowHealth as ShowHealth
 
 Encoding = Literal["json", "pickle"]
 Delivery = Literal["at_least_once", "at_most_once"]
@@ -408,87 +421,6 @@ class RetryJob(Struct, frozen=True, kw_only=True):
 
 class JobStatus(Struct, frozen=True, kw_only=True):
     status: Status
-
-
-# --- blobs, keys, fleet, health ---------------------------------------------------------------------------------
-
-
-class Blob(Struct, frozen=True, kw_only=True):
-    sha256: str
-
-
-class BlobView(Struct, frozen=True, kw_only=True):
-    sha256: str
-    size: int
-
-
-class ListKeys(Struct, frozen=True, kw_only=True):
-    pass
-
-
-class CreateKey(Struct, frozen=True, kw_only=True):
-    name: str
-    scopes: list[str] = msgspec.field(default_factory=lambda: ["admin"])
-    expires_in_s: float | None = None
-
-
-class KeyView(Struct, frozen=True, kw_only=True):
-    id: str
-    name: str
-    scopes: list[str]
-    created_at: float
-    expires_at: float | None = None
-    last_used_at: float | None = None
-    revoked_at: float | None = None
-
-
-class KeyCreated(Struct, frozen=True, kw_only=True):
-    """`secret` is shown this once; only its hash is kept."""
-
-    key: KeyView
-    secret: str
-
-
-class KeyList(Struct, frozen=True, kw_only=True):
-    keys: list[KeyView]
-
-
-class RevokeKey(Struct, frozen=True, kw_only=True):
-    key: str
-
-
-class ListAgents(Struct, frozen=True, kw_only=True):
-    pass
-
-
-class AgentView(Struct, frozen=True, kw_only=True):
-    id: str
-    host: str
-    pid: int
-    version: str
-    connected: bool
-    cpu: float
-    memory_mb: int
-    gpus: list[str]
-    containers: int
-    jobs: int
-
-
-class AgentList(Struct, frozen=True, kw_only=True):
-    agents: list[AgentView]
-
-
-class ShowHealth(Struct, frozen=True, kw_only=True):
-    pass
-
-
-class Health(Struct, frozen=True, kw_only=True):
-    """`ok`, or what is missing in `problems`."""
-
-    ok: bool
-    version: str
-    pid: int
-    problems: list[str] = []
 
 
 def to_json(message: Struct) -> bytes:
