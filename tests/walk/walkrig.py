@@ -21,6 +21,7 @@ from apothic.protocol.session import (
     Acknowledge,
     Assignment,
     ContainerNews,
+    ContainerSaid,
     Downward,
     Hello,
     Item,
@@ -320,16 +321,26 @@ class Puppet:
             (given,) = frame.assignments
             return given
 
-    def post(self, reports: list[Report], containers: list[ContainerNews] | None = None) -> Reports:
+    def post(
+        self,
+        reports: list[Report],
+        containers: list[ContainerNews] | None = None,
+        said: list[ContainerSaid] | None = None,
+    ) -> Reports:
         """Put a frame into the outbox."""
-        frame = Reports(number=self.number, reports=reports, containers=containers or [])
+        frame = Reports(number=self.number, reports=reports, said=said or [], containers=containers or [])
         self.outbox[self.number] = frame
         self.number += 1
         return frame
 
-    async def tell(self, *reports: Report, containers: list[ContainerNews] | None = None) -> None:
+    async def tell(
+        self,
+        *reports: Report,
+        containers: list[ContainerNews] | None = None,
+        said: list[ContainerSaid] | None = None,
+    ) -> None:
         """Send a frame and wait until it is acknowledged."""
-        frame = self.post(list(reports), containers)
+        frame = self.post(list(reports), containers, said)
         await self.say(frame)
         while (await self.next(Acknowledge)).number < frame.number:
             pass

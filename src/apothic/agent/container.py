@@ -37,7 +37,7 @@ from apothic.agent.site import Site
 from apothic.clock import wait_for
 from apothic.errors import InvalidRequestError
 from apothic.protocol.messages import Failure, FailureKind
-from apothic.protocol.session import ContainerNews, Outcome, Packed, StartContainer
+from apothic.protocol.session import ContainerNews, ContainerSaid, Line, Outcome, Packed, StartContainer
 
 State = Literal["starting", "ready", "gone"]
 # How long a job may wait for the one before it in the same container. Long enough for a hundred jobs of the quick
@@ -71,6 +71,7 @@ class Container:
         self._process: Process | None = None
         self._tail = Tail()
         self._log: dict[Stream, Assembler] = {"stdout": Assembler("stdout"), "stderr": Assembler("stderr")}
+        self._own_lines = 0
         self._failure: Failure | None = None  # of the start
         self._over_memory = False
         self._exiting = False
@@ -277,7 +278,14 @@ class Container:
             self._process.resume()
 
     def _own(self, stream: Stream, data: bytes) -> None:
-        self._tail.add(self._log[stream].feed(data, 0.0))
+        self._keep_own(self._log[stream].feed(data, self._site.clock.now()))
+
+    def _keep_own(self, lines: list[Line]) -> None:
+        """Remember lines that belong to no job, for the failure of a start, and tell them as the container's own."""
+        if lines:
+            self._tail.add(lines)
+            self._site.outbox.own(ContainerSaid(container=self.id, first=self._own_lines, lines=lines))
+            self._own_lines += len(lines)
 
     def _ready(self) -> None:
         if self.state == "starting":
@@ -390,6 +398,8 @@ class Container:
     def _gone(self) -> None:
         if self.state == "gone":
             return
+        for stream in self._log.values():
+            self._keep_own(stream.finish(self._site.clock.now()))
         failure = self._start_failure() if self.state == "starting" else None
         self.state = "gone"
         self.stopping = self.stopping or "its container is gone"
@@ -409,8 +419,6 @@ class Container:
 
     def _start_failure(self) -> Failure | None:
         """Return why it never became ready; `None` when it was told to stop before."""
-        for stream in self._log.values():
-            self._tail.add(stream.finish(0.0))
         exit = self._process.exit if self._process is not None else None
         if self._failure is None:
             if self.stopping is not None:

@@ -12,7 +12,7 @@ import msgspec
 
 from apothic.agent.credit import Credit
 from apothic.clock import Clock
-from apothic.protocol.session import ContainerNews, Item, Lease, Line, Outcome, Report, Reports, Said
+from apothic.protocol.session import ContainerNews, ContainerSaid, Item, Lease, Line, Outcome, Report, Reports, Said
 
 TOGETHER_S = 0.002  # what is ready within this time shares a frame
 FRAME_BYTES = 1024 * 1024
@@ -69,6 +69,7 @@ class Outbox:
         self._number = 0
         self._waiting: dict[str, Story] = {}  # by token, in the order of their first news
         self._containers: list[ContainerNews] = []
+        self._own: list[ContainerSaid] = []
         self._pending = 0
         self._held = 0  # bytes that wait elsewhere, behind something that is being stored
         self._items = 0
@@ -119,6 +120,14 @@ class Outbox:
         self._containers.append(news)
         self._schedule(soon=True)
 
+    def own(self, said: ContainerSaid) -> None:
+        """Tell what a container printed that belongs to no job."""
+        self._own.append(said)
+        self._pending += sum(map(cost, said.lines))
+        self._schedule(soon=False)
+        if self._pending > FRAME_BYTES:
+            self.flush()
+
     def _add(self, story: Story, *, soon: bool = False) -> None:
         if not story.muted:
             self._waiting[story.lease.token] = story
@@ -167,11 +176,15 @@ class Outbox:
                     pieces, size = [], 0
                 pieces.append(piece)
                 size += piece.cost
+        own, self._own = self._own, []
         containers, self._containers = self._containers, []
         self._waiting.clear()
         self._pending = self._items = 0
-        if pieces or containers:
-            self._post(pieces, containers)
+        if own and size:  # either may be as large as a frame
+            self._post(pieces, [])
+            pieces = []
+        if pieces or own or containers:
+            self._post(pieces, containers, own)
         self._tell_room()  # a frame is smaller than what was reckoned for it
 
     def _tell_room(self) -> None:
@@ -179,9 +192,11 @@ class Outbox:
             self._was_full = False
             self.on_room()
 
-    def _post(self, pieces: list[_Piece], containers: list[ContainerNews]) -> None:
+    def _post(self, pieces: list[_Piece], containers: list[ContainerNews], own: Sequence[ContainerSaid] = ()) -> None:
         reports = [piece.report for piece in pieces]
-        frame = self._encoder.encode(Reports(number=self._number, reports=reports, containers=containers))
+        frame = self._encoder.encode(
+            Reports(number=self._number, reports=reports, said=list(own), containers=containers)
+        )
         ends = [_lease(report) for report in reports if report.outcome is not None]
         gone = [news.id for news in containers if news.state == "gone"]
         items = [(_lease(piece.report), piece.upto) for piece in pieces if piece.upto is not None]
@@ -229,7 +244,7 @@ class Outbox:
     @property
     def empty(self) -> bool:
         """Whether everything was told and acknowledged."""
-        return not (self._kept or self._waiting or self._containers)
+        return not (self._kept or self._waiting or self._own or self._containers)
 
 
 def cost(one: Said) -> int:

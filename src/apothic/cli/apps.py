@@ -263,6 +263,26 @@ def show(screen: Screen, name: str) -> None:
 
 @app.command()
 @click.argument("name")
+@click.option("--function", help="Of this function only, by name.")
+@click.option("-f", "--follow", is_flag=True, help="Go on until interrupted.")
+@reaching
+@click.pass_obj
+def logs(screen: Screen, name: str, function: str | None, follow: bool) -> None:
+    """Show what an app's containers printed that belongs to no job: at import, or past Python when jobs share a
+    process. With --json, one line of JSON for each."""
+    from apothic.cli.following import app_pages
+
+    told = False
+    for page in app_pages(client(), name, function, follow=follow):
+        if page.trimmed and not told:
+            screen.note(f"{page.trimmed:,} older lines are gone")
+        told = True
+        for line in page.lines:
+            screen.show(line, f"{line.function} | {line.text}")
+
+
+@app.command()
+@click.argument("name")
 @reaching
 @click.pass_obj
 def stop(screen: Screen, name: str) -> None:

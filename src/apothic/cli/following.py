@@ -14,7 +14,7 @@ from apothic.cli.render import Screen, shown_value
 if TYPE_CHECKING:
     from apothic.client.connection import ControlPlaneClient
     from apothic.client.stream import Arrival
-    from apothic.protocol.messages import JobLogs, JobResult, LogLine
+    from apothic.protocol.messages import AppLogs, JobLogs, JobResult, LogLine
 
 _WAIT_S = 30.0  # of one request; a server with a smaller limit answers sooner
 _PAGE = 1_000
@@ -30,6 +30,21 @@ def pages(client: ControlPlaneClient, job: str) -> Iterator[JobLogs]:
     after, page = -1, None
     while page is None or page.lines:
         page = client.ask_blocking(LOGS, m.ShowLogs(job=job, after=after, limit=_PAGE))
+        yield page
+        after = page.lines[-1].line if page.lines else after
+
+
+def app_pages(client: ControlPlaneClient, app: str, function: str | None, *, follow: bool) -> Iterator[AppLogs]:
+    """Yield the lines of an app that belong to no job, page by page; with `follow`, also those that are to come."""
+    from apothic.protocol import messages as m
+    from apothic.protocol.routes import APP_LOGS
+
+    after, page = -1, None
+    while page is None or page.lines or follow:
+        ask = m.ShowAppLogs(
+            app=app, function=function, after=after, limit=_PAGE, wait_s=_WAIT_S if follow and page else 0
+        )
+        page = client.ask_blocking(APP_LOGS, ask)
         yield page
         after = page.lines[-1].line if page.lines else after
 

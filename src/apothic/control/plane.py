@@ -22,6 +22,7 @@ from apothic.protocol import values
 from apothic.protocol.events import check_types
 from apothic.protocol.lifecycle import FINAL
 from apothic.protocol.session import Packed
+from apothic.store.applogs import topic
 from apothic.store.blobs import Blobs
 from apothic.store.catalog import Catalog
 from apothic.store.fleet import Fleet
@@ -114,6 +115,18 @@ class Plane:
         for deployment in await self._catalog.deployments(ask.app):
             self._hub.ring(deployment.id)  # whoever waits for one that was being started
         return view
+
+    async def app_logs(self, asker: Asker, ask: m.ShowAppLogs) -> m.AppLogs:
+        await self._catalog.app(ask.app)
+        if not asker.principal.may_everywhere("logs"):
+            raise AuthError(f"this key may not read the logs of {ask.app}", hint="ask for a key with the scope logs")
+
+        async def look() -> m.AppLogs | None:
+            logs = await self._catalog.app_logs(ask)
+            return logs if logs.lines else None
+
+        logs = await self._wait(topic(ask.app), ask.wait_s, look)
+        return logs if logs is not None else await self._catalog.app_logs(ask)
 
     async def find_functions(self, asker: Asker, ask: m.FindFunctions) -> m.FunctionList:
         if ask.app is not None:

@@ -358,6 +358,33 @@ class JobLogs(Struct, frozen=True, kw_only=True):
     ended: bool
 
 
+class ShowAppLogs(Struct, frozen=True, kw_only=True):
+    app: str
+    function: str | None = None
+    after: int = -1  # the number of a line
+    limit: int = 1_000
+    wait_s: float = 0.0
+
+
+class AppLine(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line that a container of an app printed and that belongs to no job. `line` numbers them within the app."""
+
+    line: int
+    function: str
+    container: str
+    stream: Literal["stdout", "stderr"]
+    text: str
+    at: float
+    cont: bool = False
+
+
+class AppLogs(Struct, frozen=True, kw_only=True):
+    """In the order in which they were stored. `trimmed` older lines of the app are gone."""
+
+    lines: list[AppLine]
+    trimmed: int
+
+
 class FollowJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Ask for the events of a job behind `after`, of the types named, or of all.
 

@@ -71,6 +71,10 @@ SHOW_DEPLOYMENT = _route(
 LIST_APPS = _route("list_apps", "GET /v1/apps", m.ListApps, m.AppList, "All apps", scope="read:jobs")
 SHOW_APP = _route("show_app", "GET /v1/apps/{app}", m.ShowApp, m.AppView, "One app", scope="read:jobs")
 STOP_APP = _route("stop_app", "DELETE /v1/apps/{app}", m.StopApp, m.AppView, "Stop an app", scope="deploy")
+APP_LOGS = _route(
+    "app_logs", "GET /v1/apps/{app}/logs", m.ShowAppLogs, m.AppLogs,
+    "What an app's containers printed that belongs to no job", scope="logs",
+)  # fmt: skip
 FIND_FUNCTIONS = _route(
     "find_functions", "GET /v1/functions", m.FindFunctions, m.FunctionList, "Functions of live deployments",
     scope="read:jobs",
@@ -131,7 +135,7 @@ LIST_AGENTS = _route("list_agents", "GET /v1/agents", m.ListAgents, m.AgentList,
 
 ROUTES: tuple[Route[Any, Any], ...] = (
     HEALTHZ, READYZ, DEPLOY, LIST_DEPLOYMENTS, ACTIVATE, SHOW_DEPLOYMENT, LIST_APPS, SHOW_APP, STOP_APP,
-    FIND_FUNCTIONS, SHOW_FUNCTION, SUBMIT, SUBMIT_BATCH, GATHER, LIST_JOBS, SHOW_JOB, RESULT, LOGS, EVENTS,
+    APP_LOGS, FIND_FUNCTIONS, SHOW_FUNCTION, SUBMIT, SUBMIT_BATCH, GATHER, LIST_JOBS, SHOW_JOB, RESULT, LOGS, EVENTS,
     STREAM_TOKEN, CANCEL, RETRY, PUT_BLOB, HEAD_BLOB, GET_BLOB, LIST_KEYS, CREATE_KEY, REVOKE_KEY, LIST_AGENTS,
 )  # fmt: skip
 

@@ -80,6 +80,14 @@ class Item(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="item"):
 Said = Line | Item
 
 
+class ContainerSaid(Struct, frozen=True, kw_only=True):
+    """Lines that a container printed and that belong to no job, numbered from 0 within its life."""
+
+    container: str
+    first: int
+    lines: list[Line]
+
+
 class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How an attempt ended: a `value`, a `failure`, or given back unbegun (`requeue` has the reason).
 
@@ -113,6 +121,7 @@ class Reports(Struct, frozen=True, kw_only=True, tag="reports", omit_defaults=Tr
 
     number: int
     reports: list[Report] = []
+    said: list[ContainerSaid] = []
     containers: list[ContainerNews] = []
 
 

@@ -13,8 +13,18 @@ import msgspec
 from apothic.clock import Clock
 from apothic.errors import ConflictError, NotFoundError
 from apothic.protocol import ids
-from apothic.protocol.messages import AppManifest, AppView, DeploymentView, Failure, FunctionSpec, FunctionView, KeyView
-from apothic.store import views
+from apothic.protocol.messages import (
+    AppLogs,
+    AppManifest,
+    AppView,
+    DeploymentView,
+    Failure,
+    FunctionSpec,
+    FunctionView,
+    KeyView,
+    ShowAppLogs,
+)
+from apothic.store import applogs, views
 from apothic.store.db import Database, Tx
 
 
@@ -113,6 +123,10 @@ class Catalog:
     async def app(self, name: str) -> AppView:
         """Return one app. Raises `NotFoundError`."""
         return await self._db.read(lambda tx: _app_view(tx, _app(tx, name)))
+
+    async def app_logs(self, ask: ShowAppLogs) -> AppLogs:
+        """Return lines of an app that belong to no job."""
+        return await self._db.read(lambda tx: applogs.read(tx, ask))
 
     async def stop_app(self, name: str) -> AppView:
         """Take an app's live deployment away; it takes no more jobs. Raises `NotFoundError`."""

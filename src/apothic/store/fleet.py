@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from apothic.clock import Clock
 from apothic.protocol.lifecycle import Status
 from apothic.protocol.messages import AgentView, Failure
 from apothic.protocol.session import ContainerNews, Hello, Outcome, Report, Reports
-from apothic.store import views
+from apothic.store import applogs, views
 from apothic.store.attempts import IllegalMove, Moves
 from apothic.store.catalog import mark_failed, prove
 from apothic.store.db import Database, Tx
@@ -123,6 +124,10 @@ class Fleet:
         def write(tx: Tx) -> Applied:
             moves, now = self._jobs.moves(tx), self._clock.monotonic()
             dead = [report.token for report in frame.reports if not self._report(tx, moves, report, now)]
+            for said in frame.said:
+                app = applogs.append(tx, agent_id, said)
+                if app is not None:
+                    tx.then(partial(self._ring, applogs.topic(app)))
             for news in frame.containers:
                 row = tx.one("container", id=news.id)
                 if row is not None and row["agent_id"] == agent_id:

@@ -38,3 +38,22 @@ CREATE INDEX jobs_by_input ON jobs (input_sha256) WHERE input_sha256 IS NOT NULL
 CREATE INDEX jobs_by_result ON jobs (result_sha256) WHERE result_sha256 IS NOT NULL;
 CREATE INDEX jobs_by_failure ON jobs (failure_sha256) WHERE failure_sha256 IS NOT NULL;
 CREATE INDEX jobs_by_end ON jobs (ended_at) WHERE ended_at IS NOT NULL;
+
+-- What containers printed that belongs to no job, numbered within the app. The newest are kept.
+CREATE TABLE app_lines (
+    app          TEXT NOT NULL REFERENCES apps (name),
+    idx          INTEGER NOT NULL CHECK (idx >= 0),
+    function     TEXT NOT NULL,
+    container_id TEXT NOT NULL,
+    stream       TEXT NOT NULL CHECK (stream IN ('stdout', 'stderr')),
+    text         TEXT NOT NULL,
+    at           REAL NOT NULL,
+    cont         INTEGER NOT NULL CHECK (cont IN (0, 1)),
+    PRIMARY KEY (app, idx)
+) STRICT, WITHOUT ROWID;
+
+-- How many of such lines of a container are stored, so that a frame that comes twice counts once.
+CREATE TABLE container_lines (
+    container_id TEXT PRIMARY KEY REFERENCES containers (id) ON DELETE CASCADE,
+    said         INTEGER NOT NULL CHECK (said >= 0)
+) STRICT, WITHOUT ROWID;

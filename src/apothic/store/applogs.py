@@ -1,0 +1,60 @@
+"""What the containers of an app printed that belongs to no job: while a module is imported, and past Python's own
+`print` when several jobs share a process."""
+
+from __future__ import annotations
+
+from apothic.protocol.messages import AppLine, AppLogs, ShowAppLogs
+from apothic.protocol.session import ContainerSaid
+from apothic.store.db import Tx
+
+# As many as a job keeps by default. It is for people who look for a cause; what a job prints is with the job.
+KEPT = 10_000
+LARGEST_PAGE = 10_000
+
+
+def append(tx: Tx, agent_id: str, said: ContainerSaid) -> str | None:
+    """Store a container's own lines, each once, and let go of the oldest; return the app that has new ones."""
+    row = tx.one("container_app", id=said.container)
+    if row is None or row["agent_id"] != agent_id:
+        return None
+    seen = row["said"] or 0  # a frame comes twice when its acknowledgement was lost
+    lines = said.lines[max(0, seen - said.first) :]
+    if not lines:
+        return None
+    newest = tx.one("newest_app_line", app=row["app"])
+    assert newest is not None
+    first = 0 if newest[0] is None else newest[0] + 1
+    tx.many(
+        "insert_app_line",
+        [
+            (row["app"], index, row["function"], said.container, line.stream, line.text, line.at, line.cont)
+            for index, line in enumerate(lines, first)
+            if line.stream != "system"
+        ],
+    )
+    tx.run("trim_app_lines", app=row["app"], upto=first + len(lines) - 1 - KEPT)
+    tx.run("note_said", id=said.container, said=said.first + len(said.lines))
+    return str(row["app"])
+
+
+def read(tx: Tx, ask: ShowAppLogs) -> AppLogs:
+    """Return the lines that are kept behind `after`, of one function or of all."""
+    rows = tx.all(
+        "app_lines", app=ask.app, after=ask.after, function=ask.function, limit=max(0, min(ask.limit, LARGEST_PAGE))
+    )
+    oldest = tx.one("oldest_app_line", app=ask.app)
+    return AppLogs(
+        lines=[
+            AppLine(
+                line=row["idx"], function=row["function"], container=row["container_id"], stream=row["stream"],
+                text=row["text"], at=row["at"], cont=bool(row["cont"]),
+            )
+            for row in rows
+        ],
+        trimmed=oldest[0] or 0 if oldest is not None else 0,
+    )  # fmt: skip
+
+
+def topic(app: str) -> str:
+    """Return what is rung when an app has new lines."""
+    return f"logs of {app}"
