@@ -164,6 +164,7 @@ class Played:
         if swept.overdue:
             assert not renewed and self.held is not None
             self._after("lost")
+            await self.ground.hello(None)  # its session was ended, and it comes again
         await self._look()
 
     async def server_restarts(self, *, keeps: bool) -> None:

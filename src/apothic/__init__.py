@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from apothic.client.app import LocalEntrypoint as LocalEntrypoint
     from apothic.client.app import RemoteApp as RemoteApp
     from apothic.client.connection import ControlPlaneClient as ControlPlaneClient
+    from apothic.client.executor import Executor as Executor
     from apothic.client.function import Function as Function
     from apothic.client.function import batched as batched
     from apothic.client.function import concurrent as concurrent
     from apothic.client.job import Job as Job
     from apothic.client.remote import RemoteFunction as RemoteFunction
     from apothic.context import CurrentJob as CurrentJob
+    from apothic.context import current_batch as current_batch
     from apothic.context import current_job as current_job
     from apothic.errors import ApothicError as ApothicError
     from apothic.errors import JobStreamResetError as JobStreamResetError
@@ -47,10 +49,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "apothic.client.app": ("App", "LocalEntrypoint", "RemoteApp"),
     "apothic.client.connection": ("ControlPlaneClient",),
+    "apothic.client.executor": ("Executor",),
     "apothic.client.function": ("Function", "batched", "concurrent"),
     "apothic.client.job": ("Job",),
     "apothic.client.remote": ("RemoteFunction",),
-    "apothic.context": ("CurrentJob", "current_job"),
+    "apothic.context": ("CurrentJob", "current_batch", "current_job"),
     "apothic.errors": ("ApothicError", "JobStreamResetError"),
     "apothic.protocol.events": (
         "JobEndEvent",
@@ -72,10 +75,10 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ApothicError", "App", "AppManifest", "BatchingSpec", "ConcurrencySpec", "ControlPlaneClient", "Cron",
-    "CurrentJob", "Function", "FunctionOptions", "Job", "JobEndEvent", "JobErrorEvent", "JobLogEvent", "JobResetEvent",
-    "JobResultEvent", "JobSnapshotEvent", "JobStatusEvent", "JobStreamCheckpoint", "JobStreamCursor", "JobStreamEvent",
-    "JobStreamItemEvent", "JobStreamResetError", "LocalEntrypoint", "Period", "RemoteApp", "RemoteFunction",
-    "Retries", "__version__", "batched", "concurrent", "current_job", "errors",
+    "CurrentJob", "Executor", "Function", "FunctionOptions", "Job", "JobEndEvent", "JobErrorEvent", "JobLogEvent",
+    "JobResetEvent", "JobResultEvent", "JobSnapshotEvent", "JobStatusEvent", "JobStreamCheckpoint", "JobStreamCursor",
+    "JobStreamEvent", "JobStreamItemEvent", "JobStreamResetError", "LocalEntrypoint", "Period", "RemoteApp",
+    "RemoteFunction", "Retries", "__version__", "batched", "concurrent", "current_batch", "current_job", "errors",
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ class CurrentJob:
 
 
 CURRENT: ContextVar[CurrentJob | None] = ContextVar("apothic_current_job", default=None)
+_BATCH: ContextVar[tuple[CurrentJob, ...] | None] = ContextVar("apothic_current_batch", default=None)
 _RUNNING: dict[str, CurrentJob] = {}
 
 
@@ -33,21 +34,40 @@ def current_job() -> CurrentJob | None:
     """Return the job this code runs in, or `None` outside of any container.
 
     A thread that the function starts has no context of its own: it belongs to the job that runs here, if there is
-    just one.
+    just one. Raises `RuntimeError` in a batched function, which runs several: `current_batch()` names them.
 
     >>> current_job() is None
     True
     """
+    if _BATCH.get() is not None:
+        raise RuntimeError(
+            "this function runs a batch, not one job\nhint: current_batch() returns the jobs in it, in order"
+        )
+    return calling_job()
+
+
+def current_batch() -> list[CurrentJob]:
+    """Return the jobs that a batched function runs here, in the order of its items; empty anywhere else.
+
+    >>> current_batch()
+    []
+    """
+    return list(_BATCH.get() or ())
+
+
+def calling_job() -> CurrentJob | None:
+    """Return the job in whose name code of this context calls others: of a batch, the first."""
     job = CURRENT.get()
     if job is None and len(_RUNNING) == 1:
         return next(iter(_RUNNING.values()))
     return job
 
 
-def enter(job: CurrentJob) -> None:
-    """Make `job` the one of the current context. For containers."""
-    CURRENT.set(job)
-    _RUNNING[job.id] = job
+def enter(*jobs: CurrentJob, batched: bool = False) -> None:
+    """Make these the jobs of the current context: one, or those of a batch. For containers."""
+    CURRENT.set(jobs[0])
+    _BATCH.set(jobs if batched else None)
+    _RUNNING.update((job.id, job) for job in jobs)
 
 
 def leave(job_id: str) -> None:

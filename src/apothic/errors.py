@@ -162,7 +162,7 @@ class VersionMismatchError(ApothicError):
 
 
 class StorageFullError(ApothicError):
-    """The disk of the data directory is full."""
+    """The data directory takes no more: its disk is full, or it is over its `disk_ceiling`."""
 
     code, http = "storage_full", 507
 

@@ -141,9 +141,11 @@ async def test_a_generator_far_ahead_of_its_reader_is_paused_and_goes_on(
     await held.sent(5, WAY)
     await held.sent(5, WAY)
     assert store.frames == []  # too much is still to be read
+    assert (await store.jobs.show(job)).reason == "paused"
     await held.sent(28, WAY)
     await held.sent(28, WAY)
     assert store.frames == [("agt", Resume(token=given.token))]
+    assert (await store.jobs.show(job)).reason is None
     assert await told(4, 1, 26) == []
     await held.sent(29, WAY)
     assert len(store.frames) == 1  # told once

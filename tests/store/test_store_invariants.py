@@ -52,6 +52,24 @@ CORRUPTIONS: dict[str, list[str]] = {
         "UPDATE apps SET live = 'dep_none'",
         "UPDATE deployments SET status = 'ready'",
     ],
+    "ticks_of_jobs": [
+        "INSERT INTO ticks SELECT id, 1, 'job', 'job_none' FROM functions",
+        "INSERT INTO ticks SELECT 'fn_none', 1, 'job', id FROM jobs LIMIT 1",
+        "DROP INDEX ticks_by_job;"
+        "INSERT INTO ticks SELECT function_id, column1, 'job', jobs.id FROM jobs, (VALUES (1), (2)) WHERE seq = 1",
+    ],
+    "schedules_of_live": [
+        "INSERT INTO schedules VALUES (999, 0, 0)",
+        "INSERT INTO schedules SELECT id, 0, 0 FROM versions; UPDATE apps SET live = NULL",
+    ],
+    "gone_is_gone": [
+        "INSERT INTO gone_jobs SELECT id, version, function_id, 'succeeded', 1, 1, 2, 3, 'x', NULL FROM jobs LIMIT 1",
+    ],
+    "unwanted_has_no_name": [
+        "INSERT INTO deployment_blobs VALUES ('dep_none', 'x'); INSERT INTO unwanted_blobs VALUES ('x', 1)",
+        "UPDATE jobs SET result_sha256 = 'x'; INSERT INTO unwanted_blobs VALUES ('x', 1)",
+    ],
+    "blobs_counted": ["UPDATE blob_total SET bytes = bytes + 1", "INSERT INTO blobs VALUES (printf('%064d', 1), 7, 0)"],
 }
 
 
@@ -75,6 +93,6 @@ async def test_each_rule_finds_what_breaks_it(store: Store, tmp_path: Path, rule
     connection.execute("PRAGMA ignore_check_constraints = ON")
     for (trigger,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
         connection.execute(f"DROP TRIGGER {trigger}")
-    connection.execute(sql)
+    connection.executescript(sql)
     assert rule in audit(connection)
     connection.close()

@@ -45,7 +45,9 @@ def test_frames_come_whole_however_the_bytes_are_cut(texts: list[bytes], size: i
     assert got == frames
 
 
-@pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", b"\0\0\0\1x", b"\0\0\0\2\x81\xa4"])
+@pytest.mark.parametrize(
+    "data", [b"\xff\xff\xff\xff", b"\0\0\0\1x", b"\0\0\0\2\x81\xa4", b"\0\0\x80\0" + b"\x91" * 0x8000]
+)
 def test_what_is_no_frame_is_an_error(data: bytes) -> None:
     with pytest.raises(FrameError):
         list(news().feed(data))

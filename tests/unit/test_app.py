@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 import apothic
-from apothic import App, ControlPlaneClient, Function, LocalEntrypoint, RemoteApp, Retries
+from apothic import App, ControlPlaneClient, Cron, Function, LocalEntrypoint, Period, RemoteApp, Retries
 from apothic.context import CURRENT, CurrentJob
 from apothic.errors import ConfigError, NotDeployedError, NotFoundError
 
@@ -249,3 +250,23 @@ def test_nothing_is_deployed_from_inside_a_job() -> None:
     finally:
         CURRENT.reset(token)
     assert app.deployment_id is None
+
+
+def test_a_schedule_needs_a_function_that_runs_without_arguments() -> None:
+    app = App("rounds")
+
+    @app.function(schedule=Period(hours=1))
+    def plain(times: int = 2, *rest: int, loud: bool = False, **more: int) -> int:
+        return times
+
+    @app.function(schedule=Cron("0 7 * * *", timezone="Europe/Berlin"))
+    def items() -> Iterator[int]:
+        yield 1
+
+    assert plain.schedule == Period(hours=1)
+    assert items.schedule == Cron("0 7 * * *", timezone="Europe/Berlin")
+    for needy in (lambda word: word, lambda *, word: word):
+        with pytest.raises(ConfigError, match=r"without arguments: missing a required .*'word'") as caught:
+            app.function(schedule=Period(hours=1))(needy)
+        assert "default" in caught.value.hint
+    assert list(app.functions) == ["plain", "items"]

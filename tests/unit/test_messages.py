@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from enum import Enum
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import pytest
@@ -50,6 +50,10 @@ def anything(kind: Any) -> st.SearchStrategy[Any]:
     origin = get_origin(kind)
     if kind in CHECKED:
         return CHECKED[kind]
+    if origin is Annotated:
+        bare, meta = get_args(kind)
+        most = min(meta.le, 2**53)
+        return st.integers(meta.ge, most) if bare is int else st.floats(meta.ge, most)
     if origin in (Union, types.UnionType):
         return st.one_of([anything(each) for each in get_args(kind)])
     if origin is Literal:
@@ -59,7 +63,8 @@ def anything(kind: Any) -> st.SearchStrategy[Any]:
     if origin is dict:
         return st.dictionaries(TEXT, anything(get_args(kind)[1]), max_size=2)
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return st.builds(kind, **{name: anything(each) for name, each in get_type_hints(kind).items()})
+        hints = get_type_hints(kind, include_extras=True)
+        return st.builds(kind, **{name: anything(each) for name, each in hints.items()})
     if isinstance(kind, type) and issubclass(kind, Enum):
         return st.sampled_from(kind)
     simple = {Any: PLAIN, str: TEXT, int: st.integers(-(2**53), 2**53), float: NUMBER, bool: st.booleans(),

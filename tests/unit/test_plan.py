@@ -59,7 +59,9 @@ def test_ready_before_starting_and_the_emptier_first() -> None:
 def test_a_container_that_is_stopping_or_away_takes_nothing() -> None:
     one = wanted(max_containers=1)
     assert steps(one, seat(state="stopping"), host()) == [Start(1, "x", 1)]
-    # One that is away may come back with its jobs, so it counts as one of those the function may have.
+    # One that still runs something, or that is away and may come back with its jobs, is one of those that it may have.
+    assert steps(one, seat(state="stopping", taken=1), host()) == []
+    assert steps(wanted(max_containers=2), seat(state="stopping", taken=1), host()) == [Start(1, "x", 1)]
     assert steps(one, seat(connected=False, agent="y"), host()) == []
     assert steps(one, seat(version=2), host()) == [Start(1, "x", 1)]
 
@@ -175,6 +177,7 @@ SEATS = st.builds(
     state=st.sampled_from(["starting", "ready", "stopping"]), connected=st.booleans(), slots=st.integers(1, 3),
     taken=st.integers(0, 3), cpu=CPUS, keep_warm_s=st.sampled_from([0.0, 600.0]), current=st.booleans(),
     idle_since=st.sampled_from([None, 0.0, 9.0]), ahead=st.sampled_from([0, 0, 4]),
+    since=st.sampled_from([None, 0.0, 9.5]),
 )  # fmt: skip
 HOSTS = st.builds(host, st.sampled_from("xy"), cpu=st.sampled_from([1.0, 4.0]), gpus=st.sampled_from([(), ("T4",)]))
 
@@ -214,15 +217,21 @@ def test_whatever_the_picture_the_plan_keeps_its_promises(
     for version, count in given_out.items():
         assert count <= by_version[version].due
     for version, count in started.items():
-        kept = [s for s in seats if s.version == version and (s.state != "stopping" or not s.connected)]
-        alive = [s for s in kept if s.container not in stopped]
+        alive = [
+            s for s in seats
+            if s.version == version and (s.taken or s.state != "stopping" or not s.connected)
+            and not (s.container in stopped and not s.taken)
+        ]  # fmt: skip
         assert len(alive) + count <= by_version[version].max_containers
+    finishing = {step.container for step in made if isinstance(step, Stop) and step.finish}
     for container in stopped:
         there = by_container[container]
-        assert there.taken == 0 and there.state == "ready" and there.connected
+        assert there.state == "ready" and there.connected
+        assert there.taken == 0 or (container in finishing and there.since == 0.0 and there.version in by_version)
     for each in hosts:
         mine = [step for step in made if isinstance(step, Start) and step.agent == each.agent]
         if not mine or any(by_version[step.version].proof for step in mine):
             continue  # a proof may go past the room
-        used = sum(s.cpu for s in seats if s.agent == each.agent and s.connected and s.container not in stopped)
+        left = [s for s in seats if s.container not in stopped or s.container in finishing]
+        used = sum(s.cpu for s in left if s.agent == each.agent and s.connected)
         assert used + sum(by_version[step.version].cpu for step in mine) <= each.cpu

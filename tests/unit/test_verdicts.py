@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from apothic.protocol.lifecycle import ARROWS, Move, Status
 from apothic.protocol.messages import Failure, FailureKind
 from apothic.protocol.specs import Retries
-from apothic.store.verdicts import CRASH_BUDGET, DRAIN_MOVES, Facts, Verdict, after_drain, after_failure, delay
+from apothic.store.verdicts import CRASH_BUDGET, DRAIN_MOVES, LOST, Facts, Verdict, after_drain, after_failure, delay
 
 KINDS: tuple[Any, ...] = get_args(FailureKind)
 
@@ -75,6 +75,10 @@ def test_at_most_once_is_not_begun_twice() -> None:
     assert after_failure(facts(**once), failure("worker_lost"), 0.5).move == Move.FAIL
     assert after_failure(facts(**once, status=Status.STARTING), failure("worker_lost"), 0.5).move == Move.RETRY
     assert after_failure(facts(**once, retries=Retries(1)), failure("user"), 0.5).move == Move.RETRY
+    # Its agent is out of reach, and may have entered its code in the moment before it could say so.
+    lost = Failure(kind="worker_lost", type=LOST, message="", retriable=True)
+    assert after_failure(facts(**once, status=Status.STARTING), lost, 0.5).move == Move.FAIL
+    assert after_failure(facts(status=Status.STARTING), lost, 0.5).move == Move.RETRY
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -102,7 +102,7 @@ async def test_the_queue_is_full(stage: Stage, agent: Puppet) -> None:
     assert batch == {"jobs": [], "retry_after_s": 1.0}
 
 
-@pytest.mark.parametrize(("key", "status"), [("", 400), ("x" * 201, 400), ("x" * 200, 202)])
+@pytest.mark.parametrize(("key", "status"), [("", 400), ("x" * 201, 400), ("x" * 200, 202), ("\0", 400), ("a\0b", 400)])
 async def test_idempotency_keys_have_1_to_200_characters(stage: Stage, agent: Puppet, key: str, status: int) -> None:
     path = f"POST /v1/functions/{await stage.live(agent)}/jobs"
     assert (await stage.ask(path, {"args": [], "idempotency_key": key})).status == status

@@ -148,6 +148,8 @@ async def test_the_token_of_an_earlier_attempt_is_dead(stage: Stage, agent: Pupp
     await stage.submit(await stage.live(agent))
     first = await agent.work()
     await stage.sweep(31)
+    await agent.cut()
+    await agent.connect()
     await stage.sweep(2)
     second = await agent.work()
     assert (await stage.ask(SHOW, key=first.job_token)).status == 401

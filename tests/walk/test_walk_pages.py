@@ -54,6 +54,19 @@ async def test_openapi_has_each_parameter_where_it_belongs(stage: Stage) -> None
             assert fields == set(route.ask.__struct_fields__) - set(route.in_path) - set(route.query)
 
 
+async def test_openapi_names_every_status_and_no_mistake_of_ours(stage: Stage) -> None:
+    document = (await stage.ask("GET /openapi.json", key=None)).json()
+    for methods in document["paths"].values():
+        for method, operation in methods.items():
+            told = set(operation["responses"])
+            assert {"200", "400", "403"} <= told and not told & {"default", "500"}
+            assert {"401"} <= told or operation["security"] == []
+            assert {status for status in told if status >= "500"} <= {"503", "507"}
+            assert "507" not in told or method not in ("get", "head")
+            for status in told - {"200", "202"}:
+                assert operation["responses"][status]["content"]["application/json"]["schema"]
+
+
 async def test_docs_show_every_route_and_load_nothing(stage: Stage) -> None:
     answer = await stage.ask("GET /docs", key=None)
     text = answer.body.decode()
@@ -69,7 +82,9 @@ async def test_health(stage: Stage) -> None:
     assert (await stage.ask("GET /readyz", key=None)).status == 200  # an agent can be started when there is none
 
     def full() -> None:
-        raise sqlite3.OperationalError("database or disk is full")
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
 
     stage.probe.on("commit.before", full)
     answer = await stage.ask("GET /readyz", key=None)

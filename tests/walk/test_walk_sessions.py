@@ -75,6 +75,8 @@ async def test_a_renewal_names_the_leases_that_were_refused(stage: Stage, agent:
     given = await agent.work()
     await stage.sweep(31)
     assert (await agent.next(Renewed)).dead_leases == [given.token]  # told at once
+    await agent.cut()
+    await agent.connect()
     await agent.begin(given)
     await agent.say(Renew(number=1))
     assert (await agent.next(Renewed)).dead_leases == [given.token]
@@ -217,9 +219,11 @@ async def test_a_container_whose_lease_ran_out_is_given_nothing_more(stage: Stag
     await agent.begin(given)
 
     await stage.sweep(31)
+    assert (await agent.next(StopContainer)).container == given.container
+    await agent.cut()
+    await agent.connect()
     await stage.sweep(5)
 
-    assert (await agent.next(StopContainer)).container == given.container
     again = await agent.next(StartContainer)
     assert again.container != given.container
     assert await stage.status(job) == "starting"

@@ -150,8 +150,7 @@ class Stage:
         await self.clock.advance(seconds)
         await self.control.jobs.expire()
         await self.control.holds.sweep()
-        for lease in (await self.control.fleet.sweep()).overdue:
-            self.control.sessions.drop(lease)
+        self.control.sessions.drop((await self.control.fleet.sweep()).overdue)
 
     async def settled(self, asked: asyncio.Future[F], by_s: float = 0.01) -> F:
         """Let a little time pass, again and again, until an answer is there."""

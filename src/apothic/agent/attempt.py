@@ -36,9 +36,12 @@ class Attempt:
         self.given = assignment
         self.story = passage.story
         self.items = 0  # that it has yielded
+        self.arrived_at = clock.monotonic()
+        self.batch = 0  # what it runs in; a number of its own where there are no batches
         self.input_path: Path | None = None
         self.stop: Stop | None = None
         self.over = asyncio.Event()
+        self.last: Outcome | None = None  # its end, to be told once what it left running is dead
         self.timer: asyncio.TimerHandle | None = None
         self.fetching: asyncio.Task[None] | None = None
         self._passage = passage
@@ -56,7 +59,18 @@ class Attempt:
         return Run(
             job=given.job, attempt=given.attempt, input=given.input, accept=given.accept, job_token=given.job_token,
             input_path=str(self.input_path) if self.input_path is not None else None, base_url=base_url,
+            once=given.once,
         )  # fmt: skip
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its input has come."""
+        return self.fetching is None
+
+    @property
+    def size(self) -> int:
+        """How many bytes its input takes in a frame."""
+        return len(self.given.input.data or b"")
 
     def began(self) -> None:
         """Tell that its code is entered."""

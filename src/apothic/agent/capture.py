@@ -17,7 +17,7 @@ from typing import Any
 from apothic.agent.channel import Channel
 from apothic.agent.frames import Output, Stream
 from apothic.agent.window import Window
-from apothic.context import CURRENT
+from apothic.context import CURRENT, current_batch
 
 _PIECE = 128 * 1024
 _STREAMS: tuple[tuple[Stream, int], ...] = (("stdout", 1), ("stderr", 2))
@@ -61,7 +61,7 @@ class Capture:
         self._window = window
         self._running = running
         self._lock = threading.RLock()
-        self._held: dict[tuple[str | None, Stream], bytearray] = {}
+        self._held: dict[tuple[tuple[str, ...], Stream], bytearray] = {}
         self._forked = False
         self._streams: dict[Stream, io.TextIOWrapper] = {}
         os.register_at_fork(after_in_child=self._fork)
@@ -84,19 +84,22 @@ class Capture:
         sys.stdout = sys.stderr = None
         self.install()
 
-    def _job(self) -> str | None:
+    def _jobs(self) -> tuple[str, ...]:
+        """Return whose output it is: of a batch, that of each."""
         running = self._running()
         current = CURRENT.get()
-        if current is not None:
-            return current.id if current.id in running else None
-        return running[0] if len(running) == 1 else None  # a thread that the job started
+        if current is None:
+            return tuple(running) if len(running) == 1 else ()  # a thread that the job started
+        if current.id not in running:
+            return ()
+        return tuple(job.id for job in current_batch()) or (current.id,)
 
     def write(self, stream: Stream, data: bytes) -> None:
         """Take bytes that code of the current context printed; whole lines go out at once."""
         if self._forked:
             _write_all(1 if stream == "stdout" else 2, data)
             return
-        key = (self._job(), stream)
+        key = (self._jobs(), stream)
         with self._window.masked(), self._lock:
             held = self._held.pop(key, None)  # taken out first: a signal handler may print before we are done
             if held:
@@ -110,7 +113,7 @@ class Capture:
     def flush(self, stream: Stream) -> None:
         """Send the current context's unfinished line."""
         if not self._forked:
-            self._flush((self._job(), stream))
+            self._flush((self._jobs(), stream))
 
     def finish(self, job: str) -> None:
         """Send what is left of a job's output, before its end is told."""
@@ -120,14 +123,16 @@ class Capture:
             if now is not own and now is not None:
                 with contextlib.suppress(Exception):  # a stream of the user's own, in front of ours
                     now.flush()
-            self._flush((job, name))
+            for jobs, stream in list(self._held):
+                if job in jobs and stream == name:
+                    self._flush((jobs, stream))
 
     def finish_all(self) -> None:
         """Send every unfinished line."""
-        for job, stream in list(self._held):
-            self._flush((job, stream))
+        for key in list(self._held):
+            self._flush(key)
 
-    def _flush(self, key: tuple[str | None, Stream]) -> None:
+    def _flush(self, key: tuple[tuple[str, ...], Stream]) -> None:
         if key not in self._held:
             return
         with self._window.masked(), self._lock:
@@ -135,10 +140,11 @@ class Capture:
             if held:
                 self._send(key, bytes(held))
 
-    def _send(self, key: tuple[str | None, Stream], data: bytes) -> None:
-        job, stream = key
-        for start in range(0, len(data), _PIECE):
-            self._channel.send(Output(job=job, stream=stream, data=data[start : start + _PIECE]))
+    def _send(self, key: tuple[tuple[str, ...], Stream], data: bytes) -> None:
+        jobs, stream = key
+        for job in jobs or (None,):
+            for start in range(0, len(data), _PIECE):
+                self._channel.send(Output(job=job, stream=stream, data=data[start : start + _PIECE]))
 
     def _fork(self) -> None:
         # The parent sends what was held; the child has the file descriptors, and no right to the socket.

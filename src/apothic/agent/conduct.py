@@ -16,9 +16,10 @@ from typing import Any, Protocol
 
 from apothic.agent.capture import Capture
 from apothic.agent.channel import Channel
-from apothic.agent.frames import Cancel, Command, Done, Failed, Run, Stop, Taken
+from apothic.agent.frames import Batch, Cancel, Command, Done, Failed, Run, Stop, Taken
 from apothic.agent.items import Flow
 from apothic.agent.perform import Performer, Reply
+from apothic.agent.together import Together
 from apothic.agent.window import JobCancelled, Window
 from apothic.context import leave
 
@@ -56,6 +57,14 @@ class _Conductor:
         flow = self.flows[run.job] = self.flow(run)
         return flow
 
+    def together(self, batch: Batch) -> Together:
+        flows = [self.begin(run) for run in batch.runs]
+        return Together(self.performer, self.window.cancelled, batch.runs, flows)
+
+    def end_batch(self, batch: Batch, replies: list[Reply]) -> None:
+        for run, reply in zip(batch.runs, replies, strict=True):
+            self.end(run, reply)
+
     def end(self, run: Run, reply: Done | Failed) -> None:
         self.capture.finish(run.job)
         self.running.remove(run.job)
@@ -73,6 +82,8 @@ class Solo(_Conductor):
             command = self.channel.receive()
             if isinstance(command, Run):
                 self.end(command, self._shielded(command, self.begin(command)))
+            elif isinstance(command, Batch):
+                self.end_batch(command, self._shielded_batch(command, self.together(command)))
             elif command is None or isinstance(command, Stop):
                 return
 
@@ -91,6 +102,22 @@ class Solo(_Conductor):
         except JobCancelled as error:  # it struck outside of the function: before, after, or while a value was packed
             return self.performer.failed(run, error, "user")
 
+    def _shielded_batch(self, batch: Batch, together: Together) -> list[Reply]:
+        struck: JobCancelled | None = None
+        try:
+            try:
+                self.window.open(*((run.job, run.attempt) for run in batch.runs))
+                contextvars.copy_context().run(together.plain)
+            finally:
+                self.window.close()
+        except JobCancelled as error:
+            struck = error
+        with self.window.masked():
+            self.window.look()
+        replies = together.replies(struck)
+        self.window.cancelled.clear()
+        return replies
+
 
 class Pool(_Conductor):
     """Several inputs of a plain function at once, each in a thread.
@@ -108,6 +135,9 @@ class Pool(_Conductor):
             if isinstance(command, Run):
                 begun = self.begin(command)
                 self._threads.submit(contextvars.copy_context().run, self._perform, command, begun)
+            elif isinstance(command, Batch):
+                whole = self.together(command)
+                self._threads.submit(contextvars.copy_context().run, self._perform_batch, command, whole)
             elif isinstance(command, Cancel):
                 if (flow := self.flows.get(command.job)) is not None:
                     flow.wake()
@@ -125,6 +155,10 @@ class Pool(_Conductor):
 
     def _perform(self, run: Run, flow: Flow) -> None:
         self.end(run, self.performer.plain(run, flow))
+
+    def _perform_batch(self, batch: Batch, together: Together) -> None:
+        together.plain()
+        self.end_batch(batch, together.replies())
 
 
 class Tasks(_Conductor):
@@ -161,6 +195,8 @@ class Tasks(_Conductor):
                 task = loop.create_task(work, name=command.job, context=contextvars.copy_context())
                 self._live[command.job] = command.attempt, task
                 task.add_done_callback(partial(self._never_entered, command))
+            elif isinstance(command, Batch):
+                self._begin_batch(loop, command)
             elif isinstance(command, Cancel):
                 self._cancel(command)
             elif isinstance(command, Stop):
@@ -178,8 +214,22 @@ class Tasks(_Conductor):
     def _cancel(self, command: Cancel) -> None:
         attempt, task = self._live.get(command.job, (0, None))
         if task is not None and attempt == command.attempt:
-            self.window.struck.add((command.job, command.attempt))
-            task.cancel()
+            # Of a batch nothing can be cut out: its task is cancelled once nobody wants any of it.
+            whole = {(job, number) for job, (number, its) in self._live.items() if its is task}
+            if whole <= self.window.cancelled:
+                self.window.struck.update(whole)
+                task.cancel()
+
+    def _begin_batch(self, loop: asyncio.AbstractEventLoop, batch: Batch) -> None:
+        together = self.together(batch)
+        task = loop.create_task(together.coroutine(), context=contextvars.copy_context())
+        self._live |= {run.job: (run.attempt, task) for run in batch.runs}
+        task.add_done_callback(partial(self._batch_over, batch, together))
+
+    def _batch_over(self, batch: Batch, together: Together, task: asyncio.Task[None]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        for run, reply in zip(batch.runs, together.replies(error), strict=True):
+            self._answer(run, reply)
 
     async def _perform(self, run: Run, flow: Flow) -> None:
         self._answer(run, await self.performer.coroutine(run, flow))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -14,9 +15,11 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from apothic.agent import isolate
+from apothic.agent import batch, isolate
 from apothic.agent.attempt import Attempt, Stop
+from apothic.agent.cgroup import Group
 from apothic.agent.frames import (
+    Batch,
     Cancel,
     Done,
     Failed,
@@ -32,12 +35,15 @@ from apothic.agent.frames import (
 )
 from apothic.agent.frames import Stop as StopFrame
 from apothic.agent.lines import Assembler, Tail
+from apothic.agent.passage import is_whole
 from apothic.agent.process import Process
 from apothic.agent.site import Site
+from apothic.agent.tree import younger
 from apothic.clock import wait_for
 from apothic.errors import InvalidRequestError
 from apothic.protocol.messages import Failure, FailureKind
-from apothic.protocol.session import ContainerNews, ContainerSaid, Line, Outcome, Packed, StartContainer
+from apothic.protocol.session import ContainerNews, ContainerSaid, Line, Outcome, StartContainer
+from apothic.protocol.specs import BatchingSpec
 
 State = Literal["starting", "ready", "gone"]
 # How long a job may wait for the one before it in the same container. Long enough for a hundred jobs of the quick
@@ -63,6 +69,8 @@ class Container:
         self._site = site
         self._home = site.home / start.container
         self._seats = start.function.options.inputs_at_once
+        self._batching = start.function.options.batching
+        self._batches = 0
         self._limit = start.function.options.memory_mb * 1024 * 1024
         self._waiting: deque[Attempt] = deque()
         self._telling: set[Attempt] = set()  # ended, but not told yet: something large is being stored
@@ -74,6 +82,9 @@ class Container:
         self._own_lines = 0
         self._failure: Failure | None = None  # of the start
         self._over_memory = False
+        self._group = Group()
+        self._littered = False  # a job that was stopped has left processes; of several, nobody knows whose they are
+        self._finishing = False  # what runs may run on; its end is nobody's doing but its own
         self._exiting = False
         self._dying: asyncio.Task[None] | None = None
         self._starter = site.spawn(self._bring_up())
@@ -115,6 +126,8 @@ class Container:
             made.mkdir(mode=0o700, parents=True, exist_ok=True)
         env = isolate.environment(os.environ, mark=f"{self._site.mark}/{self.id}", tmp=tmp)
         self._process = Process(work, env, self)
+        self._group = self._site.groups.make(self.id, self._limit, self._start.function.options.cpu)
+        self._group.take(self.pid)
         self._site.outbox.container(ContainerNews(id=self.id, state="starting", pid=self.pid))
         self._process.send(
             Setup(
@@ -151,20 +164,37 @@ class Container:
 
     def feed(self) -> None:
         """Begin what can begin."""
+        now = self._site.clock.monotonic()
         while self.state == "ready" and not self._exiting and self._waiting and self._busy < self._seats:
-            if self._waiting[0].fetching is not None:
-                return  # first in, first out: its input is on its way
-            attempt = self._waiting.popleft()
+            together = batch.take(self._waiting, self._batching, now)
+            if not together:
+                break
+            self._begin(together)
+        if self._batching is not None:
+            self._gather(self._batching, now)
+        elif self._waiting and self._waiting[0].is_here and self._behind is None and self.state == "ready":
+            self._behind = asyncio.get_running_loop().call_later(_BEHIND_S, self._give_back, self._ends)
+
+    def _begin(self, together: list[Attempt]) -> None:
+        assert self._process is not None
+        self._batches += 1
+        runs = [attempt.frame(self._site.base_url) for attempt in together]
+        self._process.send(runs[0] if self._batching is None else Batch(runs=runs))
+        for attempt in together:
+            attempt.batch = self._batches
             self.running[attempt.given.job] = attempt
-            assert self._process is not None
-            self._process.send(attempt.frame(self._site.base_url))
             attempt.began()
             attempt.timer = asyncio.get_running_loop().call_later(
                 attempt.given.timeout_s, self.stop_attempt, attempt, "timeout"
             )
 
-        if self._waiting and self._behind is None and self.state == "ready":
-            self._behind = asyncio.get_running_loop().call_later(_BEHIND_S, self._give_back, self._ends)
+    def _gather(self, spec: BatchingSpec, now: float) -> None:
+        """Look again when the oldest of what waits for its batch has waited for long enough."""
+        if self._behind is not None:
+            self._behind.cancel()
+        can_begin = self.state == "ready" and not self._exiting and self._busy < self._seats
+        pause = batch.pause_s(self._waiting, spec, now) if can_begin else None
+        self._behind = None if pause is None else asyncio.get_running_loop().call_later(pause, self.feed)
 
     def _give_back(self, ends: int) -> None:
         """Give back what waits behind a job that runs long, so that another container may have it."""
@@ -204,6 +234,7 @@ class Container:
     async def kill(self) -> None:
         """SIGTERM to the group, SIGKILL after a while; return when nothing is left."""
         self.stopping = self.stopping or "its container was ended"
+        self._finishing = False
         if self._process is not None:
             self._process.signal_group(signal.SIGTERM)
             if not await wait_for(self._site.clock, self.over, self._site.kill_s):
@@ -211,10 +242,14 @@ class Container:
             await self.over.wait()
 
     async def stop(self, reason: str, grace_s: float) -> None:
-        """Take no more work, give back what has not begun, let the rest finish within the grace; then end."""
+        """Take no more work, give back what has not begun, let the rest finish within the grace; then end.
+
+        An infinite grace is for making room: nothing is cut short, and no job's budget pays.
+        """
         self.stopping = self.stopping or reason
+        self._finishing = patient = grace_s == math.inf
         while self._waiting:
-            self._waiting.popleft().end(Outcome(requeue=reason))
+            self._waiting.popleft().end(Outcome(requeue=reason, behind=patient))
         self._maybe_idle()
         if self._process is None:
             self._starter.cancel()
@@ -222,7 +257,7 @@ class Container:
             return
         if self.state == "ready" and await wait_for(self._site.clock, self.idle, grace_s):
             self._process.send(StopFrame())
-            if await wait_for(self._site.clock, self.over, grace_s):
+            if await wait_for(self._site.clock, self.over, min(grace_s, self._site.limits.grace_s)):
                 return
         await self.kill()
 
@@ -244,6 +279,18 @@ class Container:
         if held > self._limit and not self._over_memory and self._process is not None:
             self._over_memory = True
             self._process.kill()
+
+    @property
+    def limited(self) -> bool:
+        """Whether the kernel keeps it within its memory, so that nobody else has to look."""
+        return self._group.limits_memory
+
+    def starved(self) -> bool:
+        """Tell whether the kernel has killed a process of it for its memory; if so, end it."""
+        if not self._over_memory and self._group.ooms() and self._process is not None:
+            self._over_memory = True
+            self._process.kill()
+        return self._over_memory
 
     # --- what its process says
 
@@ -301,7 +348,7 @@ class Container:
         if frame.first != attempt.items:
             raise FrameError(f"item {frame.first} came where item {attempt.items} was due")
         file = self._file(frame.path)
-        if not _is_whole(frame.values, file):
+        if not is_whole(frame.values, file):
             attempt.spoil("serialization", "FileNotFoundError", "an item was announced as a file, and there is none")
         attempt.yielded(frame.values, file)
 
@@ -314,10 +361,21 @@ class Container:
         assert self._process is not None
         if frame.job not in self.running:
             return
+        if isinstance(frame, Failed) and self.starved():
+            return  # it only saw a process of its own die; the end of this one tells why
         self._process.drain_pipes()  # what it printed past Python came before its end
-        attempt = self.running.pop(frame.job)
-        self._ends += 1
+        attempt = self.running[frame.job]
         outcome = attempt.verdict(frame)
+        if attempt.stop is not None and outcome.failure is not None and younger(self.pid, attempt.ran_s):
+            self._littered = True
+        if self._littered and len(self.running) == 1:
+            # A job that was stopped has left processes, which nobody but this one's end ends; only then is it told.
+            self.stopping = self.stopping or "a job that was stopped has left processes"
+            attempt.last = outcome
+            self._process.kill()
+            return
+        del self.running[frame.job]
+        self._ends += 1
         large = outcome.value is not None and outcome.value.sha256 is not None
         file = self._file(frame.path) if isinstance(frame, Done) else None
         if large and file is None:
@@ -354,7 +412,7 @@ class Container:
     @property
     def _busy(self) -> int:
         # A job whose result is on its way still runs, for all but us: the next one waits until its end is told.
-        return len(self.running) + len(self._telling)
+        return len({attempt.batch for attempt in (*self.running.values(), *self._telling)})
 
     def _maybe_idle(self) -> None:
         if not self.running and not self._waiting:
@@ -370,6 +428,7 @@ class Container:
         process = self._process
         assert process is not None
         process.reap()
+        self._group.kill()
         await self._site.leftovers()
         process.drain()
         self.peak = max(self.peak, process.peak_kb * 1024 if process.exit == "signal 9" else 0)
@@ -381,18 +440,25 @@ class Container:
         self._gone()
 
     def _loss(self, attempt: Attempt, exit: str) -> Outcome:
+        if attempt.last is not None:
+            return attempt.last
         if attempt.stop is not None:
             return Outcome(failure=replace(attempt.stopped(), exit=exit))
         kind, message = self._cause(exit)
-        if kind == "worker_lost" and self.stopping is not None:
+        if kind == "worker_lost" and self.stopping is not None and not self._finishing:
             return Outcome(requeue=self.stopping)
         return Outcome(failure=attempt.lost(kind, message, exit))
 
     def _cause(self, exit: str) -> tuple[FailureKind, str]:
         mib = 1024 * 1024
+        if self.starved():
+            self.peak = self._group.peak() or self.peak
         if self._over_memory or (exit == "signal 9" and self.is_near(self.peak) and self.stopping is None):
             used = f"{self.peak // mib:,} MiB of memory, its limit (memory_mb) is {self._limit // mib:,} MiB"
             return "oom", f"the job's processes used {used}"
+        if self._process is not None and self._process.broken:
+            told = f"something wrote into the connection of the job's process to its agent: {self._process.broken}"
+            return "worker_lost", told
         return "worker_lost", f"the process that ran the job ended ({exit})"
 
     def _gone(self) -> None:
@@ -414,6 +480,7 @@ class Container:
         self.over.set()
         self._site.outbox.container(ContainerNews(id=self.id, state="gone", pid=self.pid, failure=failure))
         self._site.forget(self)
+        self._site.spawn(self._group.remove(self._site.clock))
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(self._home, ignore_errors=True))
 
@@ -428,10 +495,3 @@ class Container:
                 kind, message = "startup", f"the process ended ({exit}) while the function was imported"
             self._failure = Failure(kind=kind, type="ProcessDied", message=message, retriable=True, exit=exit)
         return replace(self._failure, log_tail=self._tail.text())
-
-
-def _is_whole(values: list[Packed], file: Path | None) -> bool:
-    """Tell whether all bytes are there: in the values, or of a single one in the file."""
-    if file is not None:
-        return len(values) == 1 and values[0].sha256 is not None
-    return all(value.data is not None for value in values)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import itertools
 import logging
+import math
 import os
 from collections.abc import Coroutine
 from pathlib import Path
@@ -16,6 +17,7 @@ from msgspec.structs import replace
 from apothic.agent import isolate
 from apothic.agent.attempt import Attempt, Stop
 from apothic.agent.bundles import Blobs, Bundles
+from apothic.agent.cgroup import Groups
 from apothic.agent.container import Container
 from apothic.agent.outbox import Outbox, Story
 from apothic.agent.passage import Passage
@@ -37,9 +39,12 @@ class Containers:
     """
 
     def __init__(
-        self, home: Path, limits: Welcome, outbox: Outbox, blobs: Blobs, clock: Clock, *, kill_s: float = 5.0
-    ) -> None:
+        self, home: Path, limits: Welcome, outbox: Outbox, blobs: Blobs, clock: Clock, *, kill_s: float = 5.0,
+        groups: Groups | None = None,
+    ) -> None:  # fmt: skip
         isolate.adopt_orphans()
+        groups = Groups() if groups is None else groups
+        _log.info("containers are limited by %s", groups.level)
         self.live: dict[str, Container] = {}
         self._blobs = blobs
         self._clock = clock
@@ -53,8 +58,8 @@ class Containers:
         self._files.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.site = Site(
             home=home / "containers", mark=str(home), limits=limits, base_url="", kill_s=kill_s, clock=clock,
-            outbox=outbox, bundles=Bundles(home / "bundles", blobs), spawn=self._spawn, leftovers=self._end_leftovers,
-            keep=self._keep, forget=self._forget,
+            outbox=outbox, bundles=Bundles(home / "bundles", blobs), groups=groups, spawn=self._spawn,
+            leftovers=self._end_leftovers, keep=self._keep, forget=self._forget,
         )  # fmt: skip
         outbox.on_room = self._resume
         outbox.credit.on_taken = self._taken
@@ -92,10 +97,10 @@ class Containers:
         if attempt is not None and attempt.given.job == job:
             self._stop(attempt, "cancelled")
 
-    def stop(self, container: str, reason: str) -> None:
-        """Let a container finish within the grace, and end."""
+    def stop(self, container: str, reason: str, *, finish: bool = False) -> None:
+        """Let a container finish, within the grace or however long it takes, and end."""
         if container in self.live:
-            self._spawn(self.live[container].stop(reason, self.site.limits.grace_s))
+            self._spawn(self.live[container].stop(reason, math.inf if finish else self.site.limits.grace_s))
 
     def drop(self, tokens: list[str]) -> None:
         """Stop the attempts of lost leases and tell nothing more of them."""
@@ -128,6 +133,7 @@ class Containers:
         for task in list(self._jobs):
             task.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
+        self.site.groups.close()
 
     # --- what is known of it
 
@@ -199,7 +205,9 @@ class Containers:
         while True:
             await self._clock.sleep(SAMPLE_S)
             for container in list(self.live.values()):
-                if container.pid:
+                if container.pid and container.limited:
+                    container.starved()
+                elif container.pid:
                     held = tree_resident(container.pid)
                     if container.is_near(held):  # perhaps only because shared pages count for each process
                         held = await asyncio.to_thread(tree_proportional, container.pid)

@@ -41,8 +41,6 @@ def refuse_later(setup: Setup) -> None:
     spec = setup.function
     if spec.kind != "function":
         raise _later(spec.name, f"functions of kind {spec.kind!r} are")
-    if spec.options.batching is not None:
-        raise _later(spec.name, "batched functions are")
 
 
 def _later(name: str, what: str) -> ConfigError:

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from apothic.protocol.messages import Encoding, Failure, FunctionSpec
-from apothic.protocol.session import Packed
+from apothic.protocol.session import Count, Packed
 
 Stream = Literal["stdout", "stderr"]
 T = TypeVar("T")
@@ -52,6 +52,13 @@ class Run(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="run"):
     accept: list[Encoding]
     job_token: str
     base_url: str
+    once: bool = False  # its code may be entered once, and not again
+
+
+class Batch(Struct, frozen=True, kw_only=True, tag="batch"):
+    """Several attempts for one call of a batched function."""
+
+    runs: list[Run]
 
 
 class Cancel(Struct, frozen=True, kw_only=True, tag="cancel"):
@@ -71,7 +78,7 @@ class Taken(Struct, frozen=True, kw_only=True, tag="taken"):
     upto: int
 
 
-Command = Setup | Run | Cancel | Stop | Taken
+Command = Setup | Run | Batch | Cancel | Stop | Taken
 
 # --- container → agent ------------------------------------------------------------------------------------------
 
@@ -99,7 +106,7 @@ class Items(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="items"):
     """
 
     job: str
-    first: int
+    first: Count
     values: list[Packed]
     path: str | None = None
 
@@ -113,7 +120,7 @@ class Done(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="done"):
     job: str
     value: Packed
     path: str | None = None
-    items: int | None = None
+    items: Count | None = None
 
 
 class Failed(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
@@ -163,7 +170,7 @@ class Splitter(Generic[T]):
                 start = end
                 try:
                     frame = self._decoder.decode(body)
-                except (msgspec.MsgspecError, ValueError) as error:
+                except (ValueError, RecursionError) as error:  # too deep a nesting is no error of msgspec's own
                     raise FrameError(f"a frame cannot be read: {error}") from error
                 yield frame
         finally:

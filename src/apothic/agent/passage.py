@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from apothic.agent.outbox import Outbox, Story, cost
 from apothic.errors import ApothicError
 from apothic.protocol.messages import Failure
-from apothic.protocol.session import Item, Line, Outcome, Said
+from apothic.protocol.session import Item, Line, Outcome, Packed, Said
 
 Store = Callable[[Path, str, int], Awaitable[None]]
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
@@ -105,3 +105,10 @@ class Passage:
             news = Outcome(failure=self.failure)
         self._outbox.ended(self.story, news)
         self.on_told()
+
+
+def is_whole(values: list[Packed], file: Path | None) -> bool:
+    """Tell whether all bytes are there: in the values, or of a single one in the file."""
+    if file is not None:
+        return len(values) == 1 and values[0].sha256 is not None
+    return all(value.data is not None for value in values)

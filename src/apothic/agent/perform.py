@@ -40,9 +40,9 @@ class Performer:
         self._spool_dir = Path(setup.work_dir)
         self._pid = os.getpid()
 
-    def enter(self, run: Run) -> None:
-        """Make `run` the job of the current context."""
-        enter(
+    def enter(self, *runs: Run) -> None:
+        """Make `runs` the jobs of the current context: one, or those of a batch."""
+        jobs = [
             CurrentJob(
                 id=run.job,
                 attempt=run.attempt,
@@ -52,7 +52,9 @@ class Performer:
                 base_url=run.base_url,
                 token=run.job_token,
             )
-        )
+            for run in runs
+        ]
+        enter(*jobs, batched=self._setup.function.options.batching is not None)
 
     def arguments(self, run: Run) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Unpack the input. Raises `SerializationError`, or what its pickle raises."""
@@ -65,15 +67,15 @@ class Performer:
         try:
             args, kwargs = self.arguments(run)
         except BaseException as error:
-            return self.failed(run, error, _packing(error))
+            return self.failed(run, error, packing(error))
         try:
             value = self.entry(*args, **kwargs)
             if self._yields:
                 value = drive(value, flow, partial(self._ship, run, flow))
         except BaseException as error:
-            self._leave_fork(error)
-            return self.failed(run, error, _packing(error) if error is flow.refused else "user")
-        self._leave_fork(None)
+            self.leave_fork(error)
+            return self.failed(run, error, packing(error) if error is flow.refused else "user")
+        self.leave_fork(None)
         del args, kwargs  # a large input goes before a large result is packed
         return self.done(run, value, flow)
 
@@ -83,14 +85,14 @@ class Performer:
         try:
             args, kwargs = self.arguments(run)
         except BaseException as error:
-            return self.failed(run, error, _packing(error))
+            return self.failed(run, error, packing(error))
         try:
             made = self.entry(*args, **kwargs)
             value = await (drive_async(made, flow, partial(self._ship, run, flow)) if self._yields else made)
         except BaseException as error:
-            self._leave_fork(error)
-            return self.failed(run, error, _packing(error) if error is flow.refused else "user")
-        self._leave_fork(None)
+            self.leave_fork(error)
+            return self.failed(run, error, packing(error) if error is flow.refused else "user")
+        self.leave_fork(None)
         del args, kwargs
         return self.done(run, value, flow)
 
@@ -99,12 +101,12 @@ class Performer:
         try:
             envelope = self._pack(run, value, f"the result of {self._name}")
         except BaseException as error:
-            return self.failed(run, error, _packing(error))
+            return self.failed(run, error, packing(error))
         path = str(envelope.file) if envelope.file is not None else None
         return Done(job=run.job, value=envelope.packed, path=path, items=flow.sent if self._yields else None)
 
     def _ship(self, run: Run, flow: Flow, value: Any) -> bool:
-        self._leave_fork(None)
+        self.leave_fork(None)
         try:
             return flow.ship(self._pack(run, value, f"item {flow.sent} of {self._name}"))
         except BaseException as error:
@@ -128,7 +130,11 @@ class Performer:
             failure = replace(failure, message="cancelled")
         return Failed(job=run.job, failure=failure, cancelled=_by_cancellation(error))
 
-    def _leave_fork(self, error: BaseException | None) -> None:
+    def stopped(self, run: Run) -> Failed:
+        """Tell that a job of a batch was stopped, which nobody in the batch noticed."""
+        return self.failed(run, JobCancelled(), "user")
+
+    def leave_fork(self, error: BaseException | None) -> None:
         """End a process that the function made by `os.fork` and that came back from it: the job is the parent's."""
         if os.getpid() == self._pid:
             return
@@ -140,7 +146,7 @@ class Performer:
         os._exit(code if isinstance(code, int) else 1)
 
 
-def _packing(error: BaseException) -> FailureKind:
+def packing(error: BaseException) -> FailureKind:
     if isinstance(error, PayloadTooLargeError):
         return "payload_too_large"
     return "serialization" if isinstance(error, Exception) or not _by_cancellation(error) else "user"

@@ -48,7 +48,7 @@ class Process:
         self._splitter = news()
         self._unsent = bytearray()
         self._reading = False
-        self._broken = False
+        self.broken = ""  # what was read on its socket that is no frame
         self.status: int | None = None
         self.peak_kb = 0
         self.sock, theirs = socket.socketpair()
@@ -146,8 +146,8 @@ class Process:
         try:
             for frame in self._splitter.feed(data):
                 self._ears.on_frame(frame)
-        except FrameError:
-            self._broken = True  # user code wrote into the socket, and nothing that follows can be trusted
+        except FrameError as error:
+            self.broken = str(error)  # user code wrote into the socket, and nothing that follows can be trusted
             self.kill()
             return False
         return bool(data)
@@ -173,7 +173,7 @@ class Process:
         self._reading = False
         self.sock.setblocking(False)
         with contextlib.suppress(OSError, FrameError):
-            while not self._broken and (data := self.sock.recv(_CHUNK)):
+            while not self.broken and (data := self.sock.recv(_CHUNK)):
                 for frame in self._splitter.feed(data):
                     self._ears.on_frame(frame)
         for fd in self._pipes:

@@ -216,8 +216,8 @@ class Agent:
                 containers.cancel(job, token)
             case StartContainer():
                 containers.start(frame)
-            case StopContainer(container=container, reason=reason):
-                containers.stop(container, reason)
+            case StopContainer(container=container, reason=reason, finish=finish):
+                containers.stop(container, reason, finish=finish)
             case Renewed(number=number):
                 self._heard_at = max(self._heard_at, self._sent_at.pop(number, self._heard_at))
                 containers.drop(frame.dead_leases)

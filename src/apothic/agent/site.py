@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apothic.agent.bundles import Bundles
+from apothic.agent.cgroup import Groups
 from apothic.agent.outbox import Outbox
 from apothic.clock import Clock
 from apothic.protocol.session import Welcome
@@ -30,6 +31,7 @@ class Site:
     clock: Clock
     outbox: Outbox
     bundles: Bundles
+    groups: Groups
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
     leftovers: Callable[[], Awaitable[None]]
     keep: Callable[[Path], Path]  # moves a file out of a container's directory

@@ -11,6 +11,7 @@ from pathlib import Path
 from apothic.clock import Clock
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICKS = os.sysconf("SC_CLK_TCK")  # a second
 _LISTS_CHILDREN = Path("/proc/thread-self/children").exists()  # a kernel option
 _PAUSE_S = 0.002
 
@@ -49,6 +50,20 @@ def below(pid: int) -> Iterator[int]:
     for child in children(pid):
         yield child
         yield from below(child)
+
+
+def younger(pid: int, than_s: float) -> list[int]:
+    """Return the descendants of a process that were born in the last `than_s` seconds."""
+    # The kernel counts births in ticks; a moment too many only finds what an earlier job has just left.
+    since = (float(Path("/proc/uptime").read_text().split()[0]) - than_s) * _TICKS - 2
+    return [child for child in below(pid) if (_born(child) or 0) >= since]
+
+
+def _born(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError):
+        return None
 
 
 def resident(pid: int) -> int:

@@ -25,21 +25,21 @@ class Window:
         self._main = threading.main_thread().ident
         self._depth = 0
         self._signalled = False
-        self._open: Attempt | None = None
+        self._open: tuple[Attempt, ...] = ()
         self.cancelled: set[Attempt] = set()  # what is to stop; the channel fills it
         self.struck: set[Attempt] = set()  # what was stopped: a cancellation strikes once
         self.look: Callable[[], None] = lambda: None  # reads what the channel has, without waiting
 
-    def open(self, attempt: Attempt) -> None:
-        """Let a cancellation of `attempt` strike from now on; also one that came before."""
-        self._open = attempt
+    def open(self, *attempts: Attempt) -> None:
+        """Let a cancellation of all these attempts strike from now on; also one that came before."""
+        self._open = attempts
         self._signalled = True
         with self.masked():
             pass
 
     def close(self) -> None:
         """Let nothing strike any more."""
-        self._open = None
+        self._open = ()
 
     def forget(self, attempt: Attempt) -> None:
         """Forget the cancellation of an attempt that has ended."""
@@ -48,8 +48,12 @@ class Window:
 
     def strike(self, attempt: Attempt) -> None:
         """Raise `JobCancelled` if that attempt is to stop and was not told so."""
-        if attempt in self.cancelled and attempt not in self.struck:
-            self.struck.add(attempt)
+        if attempt in self.cancelled:
+            self._strike(attempt)
+
+    def _strike(self, *attempts: Attempt) -> None:
+        if not self.struck.issuperset(attempts):
+            self.struck.update(attempts)
             raise JobCancelled
 
     def on_signal(self, _number: int = 0, _frame: FrameType | None = None) -> None:
@@ -77,11 +81,13 @@ class Window:
 
     def settle(self) -> None:
         """Act on a signal that came while the mask was up. For the main thread, with the mask down."""
-        while self._signalled and self._depth == 0 and self._open is not None:
+        while self._signalled and self._depth == 0 and self._open:
             self._depth += 1
             try:
                 self._signalled = False
                 self.look()
             finally:
                 self._depth -= 1
-            self.strike(self._open)
+            # Of a batch nothing can be cut out: its code is interrupted once nobody wants any of it.
+            if self.cancelled.issuperset(self._open):
+                self._strike(*self._open)

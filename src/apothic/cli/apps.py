@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from apothic.cli.connection import adopt, client, json_option, reaching, traceback_option
-from apothic.cli.render import Screen, table, when
+from apothic.cli.render import Screen, rhythm, table, when
 
 if TYPE_CHECKING:
     from apothic.cli.source import Source
@@ -233,6 +233,12 @@ def list_(screen: Screen) -> None:
     screen.show(found, lambda: table(["app", "state", "deployment", "functions", "created"], rows))
 
 
+def _round(view: FunctionView) -> list[str | None]:
+    last = view.last_tick
+    told = [when(last.at), last.outcome, last.job] if last is not None else [None, None, None]
+    return [view.name, rhythm(view.options.schedule), when(view.next_tick), *told]
+
+
 def _state(view: AppView) -> str:
     return "stopped" if view.stopped else "live" if view.deployment_id else "not live"
 
@@ -250,11 +256,13 @@ def show(screen: Screen, name: str) -> None:
     found = asker.ask_blocking(SHOW_APP, m.ShowApp(app=name))
     versions = asker.ask_blocking(LIST_DEPLOYMENTS, m.ListDeployments(app=name)).deployments
     functions = [[one.name, one.kind, one.id, one.service_url] for one in found.functions]
+    scheduled = [_round(one) for one in found.functions if one.options.schedule is not None]
     rows = [[one.id, one.status, "live" if one.live else "", when(one.created_at)] for one in versions]
     text = "\n\n".join(
         [
             f"{found.name} ({_state(found)})",
             table(["function", "kind", "id", "url"], functions),
+            *([table(["scheduled", "schedule", "next", "last", "outcome", "job"], scheduled)] if scheduled else []),
             table(["deployment", "status", "live", "created"], rows),
         ]
     )

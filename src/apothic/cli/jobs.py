@@ -8,6 +8,7 @@ import click
 
 from apothic.cli.connection import client, reaching
 from apothic.cli.render import Screen, table, when
+from apothic.cli.wording import WAITS
 
 if TYPE_CHECKING:
     from apothic.protocol.messages import JobView
@@ -67,6 +68,7 @@ def described(view: JobView) -> str:
         "function": f"{view.app}.{view.function} ({view.function_id})",
         "deployment": view.deployment_id,
         "status": view.status + (f" ({view.reason})" if view.reason else ""),
+        "because": WAITS.get(view.reason) if view.reason else None,
         "ahead": view.ahead,
         "attempt": view.attempt or None,
         "parent": view.parent,

@@ -12,13 +12,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apothic.errors import ApothicError
     from apothic.protocol.messages import Failure, LogLine, Value
+    from apothic.protocol.specs import Cron, Period
 
 # CSI, then the string kinds (OSC, DCS, SOS, PM, APC) to their end, then any other escape, then lone control characters.
 _CONTROL = re.compile(
@@ -45,6 +46,22 @@ def when(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def rhythm(schedule: Cron | Period | None) -> str | None:
+    """Return a schedule as a person writes it.
+
+    >>> from apothic.protocol.specs import Cron, Period
+    >>> rhythm(Period(hours=1, seconds=30)), rhythm(Cron("0 7 * * *", timezone="Europe/Berlin"))
+    ('every 1:00:30', '0 7 * * * Europe/Berlin')
+    """
+    from apothic.protocol.specs import Cron
+
+    if schedule is None:
+        return None
+    if isinstance(schedule, Cron):
+        return f"{schedule.expression} {schedule.timezone}"
+    return f"every {timedelta(seconds=schedule.total_s)}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from apothic.protocol.messages import JobView
 
 NOUNS = {"job.log": "log line", "job.stream_item": "item"}
+# Why a job is not at work: what docs/lifecycle.md says of each reason.
+WAITS = {
+    "delayed": "its `run_at` is still to come",
+    "backoff": "it pauses before its next attempt",
+    "concurrency_limit": "its function has all the containers it may have (`max_containers`), and they are full",
+    "no_capacity": "no agent has room for another container of its function",
+    "building_env": "its container is being started",
+    "batching": "its batch is not full yet, and `wait_ms` not over",
+    "paused": "its generator is far ahead of the reader it belongs to",
+}
 
 
 def line(event: str, data: dict[str, Any], index: int | None) -> str:
@@ -121,7 +131,7 @@ def story(view: JobView, snapshot: dict[str, Any], moves: Iterable[tuple[str, di
         elif event == "job.result":
             told.append(f"{'':>28}{_result(data)}")
     if view.ended_at is None:
-        why = f", because: {view.reason}" if view.reason else ""
+        why = f", because {WAITS.get(view.reason, view.reason)}" if view.reason else ""
         ahead = f", {amount(view.ahead, 'job')} ahead of it" if view.ahead else ""
         told.append(f"{'now':>12}  {'':>12}  {view.status}{why}{ahead}")
     for kind, noun in NOUNS.items():

@@ -19,7 +19,7 @@ from apothic.client.connection import ControlPlaneClient, client_for
 from apothic.client.function import Function, options_of, warn_of_ambiguity
 from apothic.client.loop import at_caller
 from apothic.client.remote import RemoteFunction
-from apothic.context import CurrentJob, current_job
+from apothic.context import CurrentJob, calling_job
 from apothic.errors import ConfigError, NotDeployedError, NotFoundError
 from apothic.protocol import messages as m
 from apothic.protocol import routes
@@ -128,7 +128,7 @@ class App:
     @property
     def deployment_id(self) -> str | None:
         """Return the deployment that this process has made or runs in; `None` before."""
-        job = current_job()
+        job = calling_job()
         if job is not None and job.app == self._name:
             return job.deployment_id
         return self._live.deployment_id if self._live is not None else None
@@ -270,7 +270,7 @@ class App:
         The same content again is the same deployment. Raises `NotDeployedError` with the end of the start-up log when
         a module does not import; the deployment before stays live then.
         """
-        if current_job() is not None:
+        if calling_job() is not None:
             raise NotDeployedError(
                 f"app {self._name!r} cannot be deployed from inside a job", hint="deploy it from outside, beforehand"
             )
@@ -279,7 +279,7 @@ class App:
 
     async def find(self, name: str) -> tuple[str, str | None]:
         """Return a function's id, and the deployment its jobs are bound to; deploy the app first when it is not."""
-        job = current_job()
+        job = calling_job()
         if job is not None:
             return await self._find_inside(job, name)
         version, live = self._version, self._live

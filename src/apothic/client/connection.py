@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,8 +17,8 @@ from apothic.client import embedded
 from apothic.client.blocking import Facet, awaiting, blocking
 from apothic.client.loop import LOOP
 from apothic.config import Settings
-from apothic.context import current_job
-from apothic.errors import ConfigError
+from apothic.context import calling_job
+from apothic.errors import ConfigError, JobError
 from apothic.protocol.routes import Route
 from apothic.transport import Answer, Transport
 
@@ -78,17 +79,32 @@ class ControlPlaneClient:
     async def _ask(self, route: Route[A, R], message: A, timeout_s: float | None) -> R:
         LOOP.at_stop(_close_all)
         transport, key = await self.way()
-        return await transport.ask(route, message, timeout_s=timeout_s, api_key=key)
+        with self._naming():
+            return await transport.ask(route, message, timeout_s=timeout_s, api_key=key)
 
     async def open(self, route: Route[A, Any], message: A, *, accept: str) -> Answer:
         """Ask once, and return the answer as it begins; see `Transport.open`. Only on the library's own loop."""
         LOOP.at_stop(_close_all)
         transport, key = await self.way()
-        return await transport.open(route, message, accept=accept, api_key=key)
+        with self._naming():
+            return await transport.open(route, message, accept=accept, api_key=key)
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Give an error about a job the handle of that job."""
+        try:
+            yield
+        except JobError as error:
+            job = error.details.get("job")
+            if error.job is None and isinstance(job, str):
+                from apothic.client.job import Job  # which imports this
+
+                error.job = Job(job, self)
+            raise
 
     async def way(self) -> tuple[Transport, str | None]:
         """Return the transport for the current context, and the key to show if it is not the transport's own."""
-        job = current_job()
+        job = calling_job()
         if job is not None and self._given == (None, None):
             transport = self._jobs_own.get(job.base_url)
             if transport is None:

@@ -53,6 +53,10 @@ class Function(Mapped, Generic[P, R, L]):
         self._options = options
         self._submission = Submission()
         self._is_generator = inspect.isgeneratorfunction(entry) or inspect.isasyncgenfunction(entry)
+        if options.schedule is not None:
+            _check_bare(entry)
+        if options.batching is not None:
+            _check_batched(entry, options)
 
     # --- what it is -------------------------------------------------------------------------------------------
 
@@ -125,6 +129,10 @@ class Function(Mapped, Generic[P, R, L]):
             found = getattr(found, part, None)
         if found is self:
             return locate, (remote_name(self._entry.__module__), home.qualname)
+        return self.__apothic_away__()
+
+    def __apothic_away__(self) -> tuple[Any, ...]:
+        # Where its file does not travel to, only what has been deployed under the names can be meant.
         return _looked_up, (self._app.name, self.name)
 
     # --- here ---------------------------------------------------------------------------------------------------
@@ -313,3 +321,34 @@ def warn_of_ambiguity(fn: Callable[..., Any], *, stacklevel: int) -> None:
             UserWarning,
             stacklevel=stacklevel + 1,
         )
+
+
+def _check_batched(fn: Callable[..., Any], options: FunctionOptions) -> None:
+    """Refuse a function that cannot be called with a list and return one."""
+    name = fn.__qualname__
+    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        raise ConfigError(
+            f"{name} is a generator, and cannot be batched", hint="return a list, one result for each item"
+        )
+    if options.schedule is not None:
+        raise ConfigError(
+            f"{name} cannot be batched and have a schedule", hint="schedule a function that calls this one"
+        )
+    try:
+        inspect.signature(fn).bind([])
+    except TypeError as error:
+        raise ConfigError(
+            f"{name} cannot be batched, because it does not take one list: {error}",
+            hint="write it as f(items: list) -> list; callers pass single items",
+        ) from None
+
+
+def _check_bare(fn: Callable[..., Any]) -> None:
+    """Refuse a function that a schedule cannot call, for it calls without arguments."""
+    try:
+        inspect.signature(fn).bind()
+    except TypeError as error:
+        raise ConfigError(
+            f"{fn.__qualname__} cannot have a schedule, which calls it without arguments: {error}",
+            hint="give every parameter a default, or schedule a function without parameters that calls this one",
+        ) from None

@@ -109,7 +109,7 @@ class Job:
     async def cancel(self, /) -> str:
         """Cancel the job; return its status at commit: `cancelled`, `cancelling`, or the final one it had already.
 
-        Never raises for a job that has ended.
+        Never raises for a job that has ended, unless it is past its retention (`JobGoneError`).
         """
         return (await self._client._ask(routes.CANCEL, m.CancelJob(job=self._job_id), None)).status.value
 

@@ -13,7 +13,7 @@ from apothic.client.fanout import Fanout, Items, single, spread
 from apothic.client.job import Job
 from apothic.client.mapped import refuse_generator, require_generator
 from apothic.client.submission import Address, Submission
-from apothic.context import current_job
+from apothic.context import calling_job
 from apothic.errors import NotAServiceError, NotFoundError
 from apothic.protocol import messages as m
 from apothic.protocol import routes
@@ -272,7 +272,7 @@ class RemoteFunction:
 
     async def address(self) -> Address:
         view = await self._look_up()
-        job = current_job()
+        job = calling_job()
         own = job is not None and job.app == self._app_name
         return Address(view.id, job.deployment_id if job is not None and own else None, view.is_generator)
 

@@ -18,6 +18,7 @@ from apothic.control.plane import Asker, Plane
 from apothic.control.sessions import Sessions
 from apothic.control.streams import Connection
 from apothic.errors import ApothicError, AuthError, InvalidRequestError, NotFoundError, PayloadTooLargeError
+from apothic.probe import Probe
 from apothic.protocol.lifecycle import FINAL
 from apothic.protocol.messages import ErrorBody, ErrorReply, FollowJob, Health, JobResult
 from apothic.protocol.routes import EVENTS, ROUTES, SESSION_PATH, Route
@@ -41,6 +42,7 @@ class _Match:
         self.route = route
         self.pattern = re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route.path))
         self.types = get_type_hints(route.ask)
+        self.reply = f"{route.name}.reply"
         fields = set(self.types) - set(route.in_path)
         self.query = set(route.query) if route.body else fields
 
@@ -57,13 +59,15 @@ class Http:
     """The application. One instance a server."""
 
     def __init__(
-        self, plane: Plane, keys: Keys, sessions: Sessions, hosts: set[str], gauges: Callable[[], Awaitable[Gauges]]
-    ) -> None:
+        self, plane: Plane, keys: Keys, sessions: Sessions, hosts: set[str], gauges: Callable[[], Awaitable[Gauges]],
+        probe: Probe,
+    ) -> None:  # fmt: skip
         self._plane = plane
         self._keys = keys
         self._sessions = sessions
         self._hosts = {host.lower() for host in hosts}
         self.gauges = gauges
+        self._probe = probe
         self._matches = [_Match(route) for route in ROUTES]
         self.requests = 0
 
@@ -109,7 +113,7 @@ class Http:
             await self._stream(asker, _followed(route, fields, headers), headers, scope, receive, send)
             return
         if route.raw:
-            await self._blob(route, asker, route.ask(**fields), receive, send)
+            await self._blob(match, asker, route.ask(**fields), receive, send)
             return
         if route.body:
             fields |= _body(match, headers, await read_all(receive))
@@ -118,6 +122,7 @@ class Http:
         except AuthError as error:  # the key is known by now, so it is good, but not for this
             raise Refused(403, error) from error
         body = msgspec.msgpack.encode(reply) if asker.binary else msgspec.json.encode(reply)
+        self._probe.reach(match.reply)
         await respond(send, status_of(reply), body, MSGPACK if asker.binary else JSON)
 
     def _find(self, method: str, path: str) -> tuple[_Match, dict[str, str]]:
@@ -186,12 +191,13 @@ class Http:
         abort = scope.get("state", {}).get("abort", lambda: None)
         await self._plane.follow(asker, ask, Connection(send, gone, allowed, abort, asker.principal.id))
 
-    async def _blob(self, route: Route[Any, Any], asker: Asker, ask: Any, receive: Receive, send: Send) -> None:
-        if route.method == "PUT":
+    async def _blob(self, match: _Match, asker: Asker, ask: Any, receive: Receive, send: Send) -> None:
+        if match.route.method == "PUT":
             view = await self._plane.put_blob(asker, ask, body_chunks(receive))
+            self._probe.reach(match.reply)
             await respond(send, 200, msgspec.json.encode(view), JSON)
             return
-        if route.method == "HEAD":
+        if match.route.method == "HEAD":
             view = await self._plane.head_blob(asker, ask)
             await respond(send, 200, b"", "application/octet-stream", length=view.size)
             return

@@ -16,7 +16,7 @@ from math import inf
 from pathlib import Path
 
 from apothic.clock import Clock
-from apothic.errors import AuthError, ConfigError, InvalidRequestError
+from apothic.errors import AuthError, ConfigError, InvalidRequestError, JobGoneError, NotFoundError
 from apothic.protocol import ids
 from apothic.protocol.lifecycle import LEASED
 from apothic.protocol.messages import CreateKey, KeyCreated, KeyView
@@ -155,7 +155,10 @@ class Keys:
         # compare_digest takes no text beyond ASCII, and a header may hold any.
         if not text.isascii() or not hmac.compare_digest(mac, self._mac(body)) or self._jobs is None:
             raise refused()
-        view = await self._jobs.show(job)
+        try:
+            view = await self._jobs.show(job)
+        except (NotFoundError, JobGoneError):
+            raise refused() from None
         if view.status not in LEASED or str(view.attempt) != attempt:
             raise refused()
         return Principal(job, ("invoke",), job=job)
@@ -180,7 +183,10 @@ class Keys:
         """Tell whether a key, or the job that it stands for, still opens anything."""
         if ids.is_id(key_id, "job"):
             assert self._jobs is not None
-            return (await self._jobs.show(key_id)).status in LEASED
+            try:
+                return (await self._jobs.show(key_id)).status in LEASED
+            except (NotFoundError, JobGoneError):
+                return False
         view = await self._catalog.key(key_id)
         return view is not None and self._holds(view)
 

@@ -24,6 +24,9 @@ def exposition(gauges: Gauges) -> bytes:
             "containers", "gauge", "Containers by state", [({"state": k}, n) for k, n in gauges.containers.items()]
         ),
         *_family("commits_total", "counter", "Commits of the store since its process began", [({}, gauges.commits)]),
+        *_family("held_bytes", "gauge", "Bytes that the data directory holds", [({}, gauges.held)]),
+        *_family("jobs_gone_total", "counter", "Jobs deleted past their retention", [({}, gauges.gone)]),
+        *_family("blobs_collected_total", "counter", "Blobs deleted that nothing named", [({}, gauges.collected)]),
     ]  # fmt: skip
     return ("\n".join(lines) + "\n").encode()
 

@@ -6,6 +6,7 @@ import html
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from http import HTTPStatus
 from typing import Any, get_type_hints
 
 import msgspec
@@ -17,6 +18,8 @@ from apothic.protocol.messages import ErrorReply
 from apothic.protocol.routes import ROUTES, Route
 
 METRICS_ABOUT = "Counts as Prometheus text"
+# One server-sent event. OpenAPI 3.1 has no word for a sequence of them.
+_FRAME = {"type": "object", "properties": {name: {"type": "string"} for name in ("id", "event", "data")}}
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,10 @@ def openapi() -> dict[str, Any]:
         "get": {
             "operationId": "metrics",
             "summary": METRICS_ABOUT,
-            "responses": {"200": {"description": "Done", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+            "responses": {
+                "200": {"description": "Done", "content": {"text/plain": {"schema": {"type": "string"}}}},
+                **_refusals({400, 401, 403}, schemas[-1]),
+            },
             "security": [{"key": []}],
             "x-scope": metrics.SCOPE,
         }
@@ -75,9 +81,9 @@ def _named(route: Route[Any, Any]) -> bool:
 def _operation(
     route: Route[Any, Any], *, body: dict[str, Any], reply: dict[str, Any], error: dict[str, Any], components: Any
 ) -> dict[str, Any]:
-    declared = components[route.ask.__name__]["properties"] if route.ask.__name__ in components else {}
     # A named body is not in the components under the ask's own name; its other fields are plain.
-    declared = declared or msgspec.json.schema_components([route.ask])[1][route.ask.__name__]["properties"]
+    ask = components.get(route.ask.__name__) or msgspec.json.schema_components([route.ask])[1][route.ask.__name__]
+    declared = ask["properties"]
     query = route.query or (() if route.body else tuple(name for name in declared if name not in route.in_path))
     operation: dict[str, Any] = {
         "operationId": route.name,
@@ -89,16 +95,19 @@ def _operation(
         ],
         "responses": {
             "200": {"description": "Done", "content": _content(route, reply)},
-            "default": {"description": "What went wrong", "content": {"application/json": {"schema": error}}},
+            **_refusals(_statuses(route), error),
         },
     }
     if route.ask.__name__ in ("Submit", "ShowResult"):
         operation["responses"]["202"] = {"description": "Not ended yet", "content": _content(route, reply)}
     if route.body == "*":
         kept = {name: part for name, part in declared.items() if name not in (*route.in_path, *route.query)}
-        body = {"type": "object", "properties": kept}
+        required = [name for name in ask.get("required", ()) if name in kept]
+        body = {"type": "object", "properties": kept, "required": required}
+    if route.name == "readyz":
+        operation["responses"]["503"] = {"description": "Not ready", "content": _content(route, reply)}
     if route.body:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+        operation["requestBody"] = {"required": True, "content": _either(body)}
     elif route.raw and route.method == "PUT":
         operation["requestBody"] = {"content": {"application/octet-stream": {"schema": {"type": "string"}}}}
     operation["security"] = [{"key": []}] if route.scope is not None else []
@@ -110,7 +119,35 @@ def _operation(
 def _content(route: Route[Any, Any], reply: dict[str, Any]) -> dict[str, Any]:
     if route.raw and route.method == "GET":
         return {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-    return {"application/json": {"schema": reply}}
+    content = _either(reply) if not route.raw else {"application/json": {"schema": reply}}
+    return content | ({"text/event-stream": {"schema": _FRAME}} if route.streamed else {})
+
+
+def _either(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}, "application/msgpack": {"schema": schema}}
+
+
+def _statuses(route: Route[Any, Any]) -> set[int]:
+    """Return the statuses under which a route refuses. A 500 is none of them: it is a bug wherever it comes."""
+    told = {400, 403}  # 403 is also what a page of another origin is told
+    if route.scope is not None:
+        told |= {401, 404, 503}
+    if route.method not in ("GET", "HEAD"):
+        told |= {409, 507}
+    if route.body or (route.raw and route.method == "PUT"):
+        told |= {413, 415, 422}
+    if "job" in route.in_path:
+        told |= {410}
+    if route.scope == "invoke" or route.streamed:
+        told |= {429}
+    return told
+
+
+def _refusals(statuses: set[int], error: dict[str, Any]) -> dict[str, Any]:
+    return {
+        str(status): {"description": HTTPStatus(status).phrase, "content": _either(error)}
+        for status in sorted(statuses)
+    }
 
 
 @cache

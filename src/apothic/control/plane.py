@@ -16,7 +16,7 @@ from apothic.control.hub import Hub
 from apothic.control.keys import Keys, Principal
 from apothic.control.sessions import Sessions
 from apothic.control.streams import Connection, Streams
-from apothic.errors import AuthError, InvalidRequestError, NotFoundError
+from apothic.errors import AuthError, InvalidRequestError, JobGoneError
 from apothic.protocol import messages as m
 from apothic.protocol import values
 from apothic.protocol.events import check_types
@@ -24,7 +24,7 @@ from apothic.protocol.lifecycle import FINAL
 from apothic.protocol.session import Packed
 from apothic.store.applogs import topic
 from apothic.store.blobs import Blobs
-from apothic.store.catalog import Catalog
+from apothic.store.catalog import Catalog, MissingBlobs
 from apothic.store.fleet import Fleet
 from apothic.store.jobs import Ended, Jobs, NewJob, no_job
 from apothic.store.stream import PAGE_EVENTS, Page, Wish
@@ -81,10 +81,14 @@ class Plane:
 
     async def deploy(self, asker: Asker, ask: m.Deploy) -> m.Deployed:
         check_manifest(ask)
+        self._jobs.room.check()
         missing = await self._catalog.missing_blobs(ask.manifest)
         if missing:
             return m.Deployed(missing=missing)
-        view = await self._catalog.deploy(ask.manifest)
+        try:
+            view = await self._catalog.deploy(ask.manifest)
+        except MissingBlobs as error:  # collected in between
+            return m.Deployed(missing=error.hashes)
         return m.Deployed(deployment=await self._settled(view.id, ask.wait_s))
 
     async def show_deployment(self, asker: Asker, ask: m.ShowDeployment) -> m.DeploymentView:
@@ -152,7 +156,13 @@ class Plane:
                 attached=ask.attached,
             )
         )
-        return await self._result(asker, job, ask.wait_s)
+        try:
+            return await self._result(asker, job, ask.wait_s)
+        except JobGoneError:
+            # Its key is remembered longer than the job. Who only submits is told which job it was.
+            if ask.wait_s > 0:
+                raise
+            return m.JobResult(job=await self._jobs.remains(job))
 
     async def submit_batch(self, asker: Asker, ask: m.SubmitBatch) -> m.BatchSubmitted:
         if len(ask.jobs) > LARGEST_BATCH:
@@ -210,8 +220,7 @@ class Plane:
                 raise no_job(next(job for job in jobs if job != asker.principal.only))
         elif not asker.principal.may_everywhere(scope):
             for job in jobs:
-                view = await self._jobs.show(job)
-                if not asker.principal.sees(scope, view.app, view.function):
+                if not asker.principal.sees(scope, *await self._jobs.whose(job)):
                     raise no_job(job)
 
     async def result(self, asker: Asker, ask: m.ShowResult) -> m.JobResult:
@@ -235,13 +244,15 @@ class Plane:
         with self._hub.listen(ask.jobs) as bell, self.waits.on(asker.principal.job, ask.jobs):
             ended, unknown = await self._jobs.ended(ask.jobs)
             if unknown:
-                raise NotFoundError(f"there is no job {unknown[0]}", details={"jobs": unknown[:100]})
+                raise await self._jobs.missing(unknown)
             while not ended and (left := until - self._clock.monotonic()) > 0:
                 await wait_for(self._clock, bell.rung, left)
                 # What ends within a moment shares the answer: asking again costs a look at every job that is left.
                 if len(ask.jobs) > 1:
                     await self._clock.sleep(LINGER_S)
-                ended, _ = await self._jobs.ended(sorted(bell.take()))
+                ended, unknown = await self._jobs.ended(sorted(bell.take()))
+                if unknown and not ended:
+                    raise await self._jobs.missing(unknown)
         return m.Gathered(results=[told(asker, each) for each in ended])
 
     async def list_jobs(self, asker: Asker, ask: m.ListJobs) -> m.JobList:
@@ -292,10 +303,13 @@ class Plane:
     # --- blobs, keys, fleet -------------------------------------------------------------------------------------
 
     async def put_blob(self, asker: Asker, ask: m.Blob, chunks: AsyncIterator[bytes]) -> m.BlobView:
+        # An agent's key: what a running job brings forth is taken as long as the disk takes it.
+        if "worker" not in asker.principal.scopes:
+            self._jobs.room.check()
         return await self._blobs.put(ask.sha256, chunks)
 
     async def head_blob(self, asker: Asker, ask: m.Blob) -> m.BlobView:
-        return self._blobs.look(ask.sha256)
+        return await self._blobs.touch(ask.sha256)
 
     def get_blob(self, asker: Asker, ask: m.Blob) -> tuple[m.BlobView, AsyncIterator[bytes]]:
         return self._blobs.look(ask.sha256), self._blobs.chunks(ask.sha256)
@@ -391,6 +405,7 @@ def check_options(options: m.CallOptions) -> m.CallOptions:
 def check_key(key: str | None) -> str | None:
     """Refuse an idempotency key that is empty or over 200 characters. Raises `InvalidRequestError`."""
     # An empty key that counted as one made ghost executions elsewhere (dbos-transact-py#759).
-    if key is not None and not 1 <= len(key) <= 200:
-        raise InvalidRequestError("an idempotency key has 1 to 200 characters", hint="leave it out for none")
+    # For SQLite's length() a text ends at its first NUL.
+    if key is not None and ("\0" in key or not 1 <= len(key) <= 200):
+        raise InvalidRequestError("an idempotency key has 1 to 200 characters, no NUL", hint="leave it out for none")
     return key

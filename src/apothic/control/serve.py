@@ -19,11 +19,11 @@ from typing import Any, Protocol
 
 import uvicorn
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from apothic import __version__
 from apothic.clock import Clock, SystemClock, wait_for
 from apothic.config import Settings
+from apothic.control.door import Door, SessionDoor
 from apothic.control.http import Http
 from apothic.control.hub import Hub
 from apothic.control.keys import Keys, write_private
@@ -31,18 +31,22 @@ from apothic.control.plan import plan
 from apothic.control.plane import Plane
 from apothic.control.sessions import Sessions
 from apothic.control.streams import Streams
-from apothic.control.sweeps import idle, sweep, unlock
+from apothic.control.sweeps import clean, come_round, idle, sweep, unlock
 from apothic.errors import ApothicError, ConfigError, ServerUnavailableError
 from apothic.probe import Probe, from_environment
 from apothic.protocol.session import Welcome
+from apothic.store import folders
 from apothic.store.blobs import Blobs
 from apothic.store.catalog import Catalog
+from apothic.store.collector import Collector
 from apothic.store.db import Database
 from apothic.store.dispatch import Dispatcher
 from apothic.store.fleet import Fleet
 from apothic.store.gauges import read_gauges
 from apothic.store.holds import Holds
 from apothic.store.jobs import Jobs
+from apothic.store.retention import Retention
+from apothic.store.schedules import Schedules
 from apothic.store.stream import Stream
 
 Announce = Callable[[str, str | None], None]
@@ -77,6 +81,9 @@ class ControlPlane:
         self.jobs = Jobs(self.db, clock, self.hub.ring, random.Random())
         self.fleet = Fleet(self.db, clock, self.jobs, self.hub.ring, settings.lease_s)
         self.blobs = Blobs(data_dir / "blobs", self.db, clock, probe, settings.payload_limit)
+        self.jobs.room.ceiling = settings.disk_ceiling
+        self.retention = Retention(self.db, clock, self.hub.ring, self.jobs.room, settings.retention_days * 86400.0)
+        self.collector = Collector(self.db, clock, self.blobs, self.jobs.room)
         self.keys = Keys(self.catalog, clock)
         welcome = Welcome(
             lease_s=settings.lease_s,
@@ -91,6 +98,7 @@ class ControlPlane:
             lease_s=settings.lease_s,
         )  # fmt: skip
         self.db.last_word = dispatcher.last_word
+        self.schedules = Schedules(self.db, clock, self.jobs)
         self.holds = Holds(self.db, clock, self.jobs, self.sessions.push)
         self.streams = Streams(
             Stream(self.db, self.jobs), self.holds, self.hub, clock, settings.streams_max, random.Random()
@@ -101,7 +109,12 @@ class ControlPlane:
             inline_limit=settings.inline_limit,
         )  # fmt: skip
         self.http = Http(
-            self.plane, self.keys, self.sessions, known_hosts(settings.host), partial(read_gauges, self.db)
+            self.plane,
+            self.keys,
+            self.sessions,
+            known_hosts(settings.host),
+            partial(read_gauges, self.db, self.jobs.room),
+            probe,
         )
         self.plane.problem = self._problems
 
@@ -114,6 +127,8 @@ class ControlPlane:
         await self.keys.from_file(data_dir / "agent.key", "agent of this data directory", ["worker"])
         await self.fleet.restart()
         await self.holds.restart()
+        await self.schedules.restart()
+        await self.collector.restart()
 
     async def _problems(self) -> list[str]:
         """Return what keeps this server from taking jobs. An agent can always be started: the engine sees to it."""
@@ -125,14 +140,6 @@ class ControlPlane:
         except ApothicError as error:
             return [f"the store takes no writes: {error.message}"]
         return []
-
-
-class _Door(HttpToolsProtocol):
-    """uvicorn's connection, with a way to drop it: a stream's reader that takes nothing would else stay for ever."""
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self.app_state = {**self.app_state, "abort": transport.abort}
 
 
 class _Server(uvicorn.Server):
@@ -188,8 +195,11 @@ async def _serve(
         asyncio.create_task(engine.keep(control)),
     ]
     loops.append(asyncio.create_task(unlock(control.plane.waits, control.fleet, clock)))
+    loops.append(asyncio.create_task(come_round(control.schedules, clock)))
+    loops += [asyncio.create_task(clean(each.step, clock)) for each in (control.retention, control.collector)]
     if embedded:
-        loops.append(asyncio.create_task(idle(clock, control.jobs, lambda: control.http.requests, stopping.set)))
+        idling = idle(clock, control.jobs, control.schedules, lambda: control.http.requests, stopping.set)
+        loops.append(asyncio.create_task(idling))
     await stopping.wait()
     log.info("server.stopping")
     await _stop(control, engine, loops, clock, settings.grace_s)
@@ -221,8 +231,8 @@ async def _stop(
 def _uvicorn(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=_Door,
-        ws="websockets-sansio",
+        http=Door,
+        ws=SessionDoor,
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -275,7 +285,7 @@ def locked(data_dir: Path) -> Iterator[None]:
     Raises `ConfigError` when the directory cannot be used, `ServerUnavailableError` when another server has it.
     """
     try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folders.make(data_dir)
         lock = (data_dir / "server.lock").open("a+")
     except OSError as error:
         raise ConfigError(

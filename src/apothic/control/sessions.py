@@ -33,6 +33,7 @@ log = logging.getLogger("apothic.control")
 _decode = msgspec.msgpack.Decoder(Upward).decode
 _encode = msgspec.msgpack.Encoder().encode
 
+OVERDUE = "its lease ran out"
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Allowed = Callable[[], Awaitable[bool]]
@@ -87,10 +88,16 @@ class Sessions:
         """Tell an agent to end an attempt."""
         self.push(running.agent, CancelAttempt(job=running.job, token=running.token))
 
-    def drop(self, lease: Overdue) -> None:
-        """Tell an agent that a lease of its is over, and its container with it: what ran there may run on."""
-        self.push(lease.agent, Renewed(number=0, dead_leases=[lease.token]))
-        self.push(lease.agent, StopContainer(container=lease.container, reason="its lease ran out"))
+    def drop(self, overdue: list[Overdue]) -> None:
+        """Tell agents which leases are over, and their containers with them: what ran there may run on.
+
+        Then the sessions end: those agents were silent for a whole term. Who wakes says hello, and is given work again.
+        """
+        for lease in overdue:
+            self.push(lease.agent, Renewed(number=0, dead_leases=[lease.token]))
+            self.push(lease.agent, StopContainer(container=lease.container, reason=OVERDUE))
+        for agent in {lease.agent for lease in overdue} & self._sessions.keys():
+            self._sessions[agent].push(None)
 
     def leave(self, reason: str) -> None:
         """Ask every agent to finish and end."""
@@ -110,31 +117,37 @@ class Sessions:
         session = Session(send)
         sending: asyncio.Task[None] | None = None
         applying: set[asyncio.Task[None]] = set()
+        code = 0  # under which we end it
         try:
             while (message := await receive())["type"] == "websocket.receive":
                 frame = _decode(message.get("bytes") or b"")
                 if isinstance(frame, Hello):
+                    if sending is not None:
+                        raise ValueError("a session has one hello")
                     sending = await self._hello(session, frame)
                 elif isinstance(frame, Renew) and not await allowed():
                     log.warning("session.key agent=%s", session.agent)
-                    await send({"type": "websocket.close", "code": 1008})
+                    code = 1008
                     break
                 elif sending is not None:
                     # Started in order, they reach the writer in order; none waits for the commit of the one before.
                     task = asyncio.create_task(self._apply(session, frame))
                     applying.add(task)
                     task.add_done_callback(applying.discard)
-        except msgspec.DecodeError as error:
+        except (ValueError, RecursionError) as error:  # what msgspec raises is all ValueError but for deep nesting
             log.warning("session.garbage agent=%s error=%s", session.agent, error)
-            await send({"type": "websocket.close", "code": 1007})
+            code = 1007
         except ApothicError as error:  # of the hello: on a full disk, for one. It will come again
             log.warning("session.refused agent=%s error=%s", session.agent, error.message)
-            await send({"type": "websocket.close", "code": 1013})
+            code = 1013
         finally:
-            if sending is not None:
-                sending.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                if sending is not None:
+                    sending.cancel()
                     await sending
+            if code:
+                with contextlib.suppress(Exception):  # it has gone meanwhile, or was ended by us already
+                    await send({"type": "websocket.close", "code": code})
             await self._ended(session)
 
     async def _hello(self, session: Session, hello: Hello) -> asyncio.Task[None]:
@@ -152,7 +165,11 @@ class Sessions:
         )
         for running in reconciled.cancelling:
             self.cancel(running)
+        for container in reconciled.stopping:
+            stop = StopContainer(container=container, reason="it was to stop already", finish=True)
+            self.push(hello.agent, stop)
         self.changed.set()
+        self._probe.reach("hello.reply")
         return asyncio.create_task(session.send_all(welcome))
 
     async def _apply(self, session: Session, frame: Reports | Renew) -> None:
@@ -164,6 +181,7 @@ class Sessions:
                 session.push(Acknowledge(number=frame.number, paused=applied.paused))
             else:
                 await (self._fleet.leaving if frame.leaving else self._fleet.renew)(session.agent)
+                self._probe.reach("renew.reply")
                 dead, session.dead = sorted(session.dead), set()
                 session.push(Renewed(number=frame.number, dead_leases=dead))
         except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from apothic.clock import Clock
 from apothic.control.deadlock import Waits, deadlocked
@@ -12,8 +12,9 @@ from apothic.errors import ApothicError
 from apothic.store.fleet import Fleet, Overdue
 from apothic.store.holds import Holds
 from apothic.store.jobs import Jobs
+from apothic.store.schedules import Schedules
 
-Drop = Callable[[Overdue], None]  # tell an agent that a lease of its is over
+Drop = Callable[[list[Overdue]], None]  # tell agents which of their leases are over
 
 log = logging.getLogger("apothic.control")
 
@@ -23,6 +24,10 @@ PERIOD_S = 1.0
 # A process that was stopped, or whose machine slept, has renewals waiting in its sockets: its own absence is nobody's
 # silence. A busy loop is late by a few ms.
 LATE_S = 0.5
+# Wall time that falls back by more between two rounds was set; a clock that is slewed loses half a ms a second.
+JUMP_S = 1.0
+# Between two steps of deleting, of 10 ms each: what is deleted a second is still more than what runs.
+STEP_PAUSE_S = 0.01
 # An embedded server that nobody uses ends by itself after this long.
 IDLE_S = 15 * 60.0
 
@@ -33,27 +38,60 @@ async def sweep(jobs: Jobs, fleet: Fleet, holds: Holds, drop: Drop, clock: Clock
     A failed round (a full disk, say) is logged, and the next one tries again. The time between counts as our absence:
     nobody could renew anything.
     """
-    pause, due_at = PERIOD_S, clock.monotonic()
+    due_at = clock.monotonic()
+    ahead = clock.now() - due_at  # of wall time before ours
     while True:
-        late_s = clock.monotonic() - due_at
-        pause = PERIOD_S
+        # One reading for all of a round: whoever is stopped in the middle of it goes on with an old one, blames nobody
+        # for its own absence, and sees that it was late in the next.
+        at, pause = clock.monotonic(), PERIOD_S
         try:
-            if late_s > LATE_S:
-                log.warning("sweep.overslept seconds=%.1f", late_s)
-                await fleet.overslept(late_s)
-                due_at = clock.monotonic()
+            if at - due_at > LATE_S:
+                log.warning("sweep.overslept seconds=%.1f", at - due_at)
+                await fleet.overslept(at - due_at)
+                due_at = at
+            back_s, ahead = ahead - (clock.now() - at), clock.now() - at
+            if back_s > JUMP_S:
+                log.warning("sweep.clock_put_back seconds=%.1f", back_s)
+                await jobs.clock_put_back(back_s)
             await jobs.expire()
             await holds.sweep()
-            swept = await fleet.sweep()
-            for lease in swept.overdue:
-                drop(lease)
+            swept = await fleet.sweep(at)
+            drop(swept.overdue)
             if swept.next_due is not None:
                 pause = min(pause, max(swept.next_due - clock.now(), 0.01))
-            due_at = clock.monotonic() + pause
+            due_at = at + pause
         except ApothicError as error:
             log.warning("sweep.failed error=%s", error.message)
         except Exception:
             log.exception("sweep.failed")
+        await clock.sleep(pause)
+
+
+async def come_round(schedules: Schedules, clock: Clock) -> None:
+    """Make the jobs of schedules for ever. It looks once a second at least, for wall time may jump."""
+    while True:
+        pause = PERIOD_S
+        try:
+            due = await schedules.tick()
+            if due is not None:
+                pause = min(pause, max(due - clock.now(), 0.01))
+        except ApothicError as error:
+            log.warning("schedules.failed error=%s", error.message)
+        except Exception:
+            log.exception("schedules.failed")
+        await clock.sleep(pause)
+
+
+async def clean(step: Callable[[], Awaitable[bool]], clock: Clock) -> None:
+    """Delete what is past its time for ever: in small steps, with room between them for other writes."""
+    while True:
+        pause = PERIOD_S
+        try:
+            pause = STEP_PAUSE_S if await step() else PERIOD_S
+        except ApothicError as error:
+            log.warning("clean.failed error=%s", error.message)
+        except Exception:
+            log.exception("clean.failed")
         await clock.sleep(pause)
 
 
@@ -81,12 +119,14 @@ async def unlock(waits: Waits, fleet: Fleet, clock: Clock) -> None:
             log.exception("unlock.failed")
 
 
-async def idle(clock: Clock, jobs: Jobs, requests: Callable[[], int], stop: Callable[[], None]) -> None:
-    """Call `stop` once there was neither a request nor an unfinished job for `IDLE_S`."""
+async def idle(
+    clock: Clock, jobs: Jobs, schedules: Schedules, requests: Callable[[], int], stop: Callable[[], None]
+) -> None:
+    """Call `stop` once there was no request, no unfinished job and no schedule for `IDLE_S`."""
     seen, since = requests(), clock.monotonic()
     while True:
         await clock.sleep(min(IDLE_S / 10, 30.0))
-        if requests() != seen or await jobs.unfinished():
+        if requests() != seen or await jobs.unfinished() or await schedules.any():
             seen, since = requests(), clock.monotonic()
         elif clock.monotonic() - since >= IDLE_S:
             log.info("server.idle seconds=%d", IDLE_S)

@@ -57,6 +57,7 @@ class LocalAgent:
             if self._process is not None:
                 await asyncio.to_thread(self._process.wait)
                 self._process = None
+                await _bury_dead(control)  # its jobs move at once; the next agent may take a moment
             await self._clock.sleep(PAUSE_S)
 
     async def ended(self, control: Control, within_s: float) -> None:

@@ -29,6 +29,7 @@ from apothic.protocol.upkeep import ShowHealth as ShowHealth
 Encoding = Literal["json", "pickle"]
 Delivery = Literal["at_least_once", "at_most_once"]
 Kind = Literal["function", "endpoint", "asgi", "fastapi_endpoint", "wsgi_app", "web_server"]
+TickOutcome = Literal["job", "overlap", "missed", "refused"]
 DeploymentStatus = Literal["building", "starting", "live", "ready", "failed", "stopped"]
 FailureKind = Literal[
     "user", "timeout", "cancelled", "worker_lost", "oom", "startup", "serialization", "payload_too_large",
@@ -128,8 +129,19 @@ class Deploy(Struct, frozen=True, kw_only=True):
     wait_s: float = 0.0
 
 
+class TickView(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of one tick of a schedule: a job, or none.
+
+    `overlap`: the job of an earlier tick had not ended. `missed`: nobody looked in time. `refused`: the queue was full.
+    """
+
+    at: float
+    outcome: TickOutcome
+    job: str | None = None
+
+
 class FunctionView(Struct, frozen=True, kw_only=True):
-    """A function of a deployment, as the outside sees it."""
+    """A function of a deployment, as the outside sees it. `next_tick` and `last_tick` are its schedule's."""
 
     id: str
     app: str
@@ -139,6 +151,8 @@ class FunctionView(Struct, frozen=True, kw_only=True):
     is_generator: bool
     options: FunctionOptions
     service_url: str | None = None
+    next_tick: float | None = None
+    last_tick: TickView | None = None
 
 
 class DeploymentView(Struct, frozen=True, kw_only=True):

@@ -8,9 +8,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import sysconfig
 from collections.abc import Callable
 from functools import cache
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from pathlib import Path
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, Protocol
 
 from apothic.errors import ApothicError, SerializationError
@@ -24,6 +26,9 @@ TRAVELS: dict[str, str] = {}
 
 # Every reader has these, or cannot read at all; versions of the rest are worth telling.
 _EVERYWHERE = sys.stdlib_module_names | {"__main__", "apothic", "cloudpickle"}
+_NOWHERE = "<dynamic-code>"
+_PACKAGES = {"site-packages", "dist-packages"}
+_MODULES_OWN = {"__builtins__", "__cached__", "__file__", "__loader__", "__spec__"}  # where it was loaded from, here
 
 
 class Writable(Protocol):
@@ -58,12 +63,13 @@ def locate(module: str, qualname: str) -> Any:
     return found
 
 
-def dump(value: Any, sink: Writable, what: str) -> PickleHeader:
-    """Pickle `value` into `sink`; return the header.
+def dump(value: Any, sink: Writable, what: str, *, whole: bool = False) -> PickleHeader:
+    """Pickle `value` into `sink`; return the header. With `whole`, what modules define that are not installed goes
+    along by value, those of the script included: the reader has no file of theirs.
 
     Raises `SerializationError` that names the type that stood in the way; errors of `sink` pass through.
     """
-    pickler = _pickler()(sink)
+    pickler = (_whole_pickler() if whole else _pickler())(sink)
     try:
         pickler.dump(value)
     except ApothicError:
@@ -211,6 +217,56 @@ def _pickler() -> Callable[[Writable], Any]:
                 self.modules.add(top)
 
     return Pickler
+
+
+@cache
+def is_installed(module: str) -> bool:
+    """Tell whether a module is part of Python or of an installed package, so that a reader may have it as well.
+
+    >>> is_installed("json"), is_installed("__main__")
+    (True, False)
+    """
+    if module == "__main__":
+        return False
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if module.partition(".")[0] in _EVERYWHERE or file is None:
+        return True
+    path = Path(file).resolve()
+    library = Path(sysconfig.get_path("stdlib")).resolve()
+    return path.is_relative_to(library) or not _PACKAGES.isdisjoint(path.parts)
+
+
+@cache
+def _whole_pickler() -> Callable[[Writable], Any]:
+    # cloudpickle's public switch for this is one for the whole process, and others pickle at the same time.
+    pickled = _cloudpickle().cloudpickle
+
+    class Whole(_pickler()):  # type: ignore[misc]
+        """Leaves nothing behind that only this side can import."""
+
+        def reducer_override(self, obj: Any) -> Any:
+            self.last = obj
+            kind = type(obj)
+            if kind is FunctionType or issubclass(kind, type):
+                named = _named(obj)
+                if named is not None and not is_installed(named[0]):
+                    is_function = kind is FunctionType
+                    return self._dynamic_function_reduce(obj) if is_function else pickled._dynamic_class_reduce(obj)
+            elif issubclass(kind, ModuleType):
+                name: str = getattr(obj, "__name__", "")
+                if sys.modules.get(name) is obj and not is_installed(name):
+                    kept = {key: value for key, value in vars(obj).items() if key not in _MODULES_OWN}
+                    return pickled.dynamic_subimport, (name, kept)
+            elif kind is CodeType:
+                rebuild, parts = pickled._code_reduce(obj)
+                # Versions of cloudpickle leave out the file's name; tracebacks need it.
+                there = {_NOWHERE: obj.co_filename}
+                return rebuild, tuple(there.get(part, part) if isinstance(part, str) else part for part in parts)
+            elif hasattr(kind, "__apothic_away__"):
+                return obj.__apothic_away__()
+            return super().reducer_override(obj)
+
+    return Whole
 
 
 @cache

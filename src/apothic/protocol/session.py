@@ -5,11 +5,15 @@ A value travels here as the bytes that are stored (`Packed`): nobody between cal
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from apothic.protocol.messages import Encoding, Failure, FunctionSpec, PickleHeader, SourceFile
+
+# What the store can hold: SQLite's whole numbers end here, its NULL is what it makes of nan, and JSON knows no inf.
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Amount = Annotated[float, Meta(ge=0.0, le=1e15)]
 
 
 class Packed(Struct, frozen=True, kw_only=True, omit_defaults=True, array_like=False):
@@ -18,7 +22,7 @@ class Packed(Struct, frozen=True, kw_only=True, omit_defaults=True, array_like=F
     encoding: Encoding
     data: bytes | None = None
     sha256: str | None = None
-    size: int = 0
+    size: Count = 0
     header: PickleHeader | None = None
     repr: str | None = None
 
@@ -27,7 +31,7 @@ class Lease(Struct, frozen=True, kw_only=True):
     """The right to write to a job: its attempt, and the token that every write presents."""
 
     job: str
-    attempt: int
+    attempt: Count
     token: str
 
 
@@ -42,7 +46,7 @@ class ContainerNews(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     id: str
     state: Literal["starting", "ready", "stopping", "gone"]
-    pid: int = 0
+    pid: Count = 0
     failure: Failure | None = None
 
 
@@ -52,9 +56,9 @@ class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
     agent: str
     version: str
     host: str
-    pid: int
-    cpu: float
-    memory_mb: int
+    pid: Count
+    cpu: Amount
+    memory_mb: Count
     gpus: list[str] = []
     containers: list[ContainerNews] = []
     leases: list[Lease] = []
@@ -66,14 +70,14 @@ class Line(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="line"):
 
     stream: Literal["stdout", "stderr", "system"]
     text: str
-    at: float
+    at: Amount
     cont: bool = False
 
 
 class Item(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="item"):
     """What a generator yielded. `index` counts them from 0 within the attempt; a blob that `value` names is stored."""
 
-    index: int
+    index: Count
     value: Packed
 
 
@@ -84,7 +88,7 @@ class ContainerSaid(Struct, frozen=True, kw_only=True):
     """Lines that a container printed and that belong to no job, numbered from 0 within its life."""
 
     container: str
-    first: int
+    first: Count
     lines: list[Line]
 
 
@@ -99,18 +103,18 @@ class Outcome(Struct, frozen=True, kw_only=True, omit_defaults=True):
     failure: Failure | None = None
     requeue: str | None = None
     behind: bool = False
-    items: int | None = None
-    ran_s: float = 0.0  # from its begin to its end, by the agent's clock
+    items: Count | None = None
+    ran_s: Amount = 0.0  # from its begin to its end, by the agent's clock
 
 
 class Report(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """News of one attempt. `seq` rises by 1 from 0 within it, so a report that comes twice counts once."""
 
     job: str
-    attempt: int
+    attempt: Count
     token: str
-    seq: int
-    at: float
+    seq: Count
+    at: Amount
     began: bool = False
     said: list[Said] = []  # lines and items, in the order in which they came
     outcome: Outcome | None = None
@@ -119,7 +123,7 @@ class Report(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Reports(Struct, frozen=True, kw_only=True, tag="reports", omit_defaults=True):
     """All that was ready at one moment. `number` rises by 1 within the agent's life and is acknowledged."""
 
-    number: int
+    number: Count
     reports: list[Report] = []
     said: list[ContainerSaid] = []
     containers: list[ContainerNews] = []
@@ -128,7 +132,7 @@ class Reports(Struct, frozen=True, kw_only=True, tag="reports", omit_defaults=Tr
 class Renew(Struct, frozen=True, kw_only=True, tag="renew"):
     """All my leases, for another term. `leaving`: I finish what I have, and take no more."""
 
-    number: int
+    number: Count
     leaving: bool = False
 
 
@@ -157,9 +161,12 @@ class StartContainer(Struct, frozen=True, kw_only=True, tag="start"):
     files: list[SourceFile]
 
 
-class StopContainer(Struct, frozen=True, kw_only=True, tag="stop"):
+class StopContainer(Struct, frozen=True, kw_only=True, tag="stop", omit_defaults=True):
+    """Take no more work, and end: within the grace, or with `finish` once all that runs has ended, however long."""
+
     container: str
     reason: str
+    finish: bool = False
 
 
 class Assignment(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -173,6 +180,7 @@ class Assignment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout_s: float
     accept: list[Encoding]
     job_token: str
+    once: bool = False  # delivered at most once: its code must not be entered twice
 
 
 class Work(Struct, frozen=True, kw_only=True, tag="work"):

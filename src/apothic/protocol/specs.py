@@ -281,8 +281,13 @@ class FunctionOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def inputs_at_once(self) -> int:
-        """Return how many inputs one container runs at a time."""
+        """Return how many inputs one container runs at a time; a batch counts as one."""
         return self.concurrency.max_inputs if self.concurrency else self.concurrent_requests
+
+    @property
+    def slots(self) -> int:
+        """Return how many jobs one container runs at a time."""
+        return self.inputs_at_once * (self.batching.max_batch_size if self.batching else 1)
 
 
 def _checked_gpu(value: object) -> str | list[str] | None:

@@ -93,24 +93,26 @@ def pack_arguments(
     what: str = "function",
     allow_pickle: bool = True,
     spool_dir: Path | None = None,
+    whole: bool = False,
 ) -> Envelope:
     """Pack the arguments of one job. `what` is the function's name; errors say which of its arguments it was.
 
-    As JSON they are `{"args": [...], "kwargs": {...}}`, as a pickle `(args, kwargs)`. Raises what `pack` raises.
+    As JSON they are `{"args": [...], "kwargs": {...}}`, as a pickle `(args, kwargs)`; `whole` is that of
+    `pickling.dump`. Raises what `pack` raises.
     """
     positional, named = tuple(args), dict(kwargs)
-    whole = f"the arguments of {what}"
-    spool = Spool(keep=inline_limit, limit=payload_limit, what=whole, directory=spool_dir)
+    all_of_them = f"the arguments of {what}"
+    spool = Spool(keep=inline_limit, limit=payload_limit, what=all_of_them, directory=spool_dir)
     try:
         form = {"args": list(positional), "kwargs": named}
-        text = _json_text(form, payload_limit, inline_limit, whole, allow_pickle)
+        text = _json_text(form, payload_limit, inline_limit, all_of_them, allow_pickle)
         if text is not None:
             spool.write(text)
             return _envelope("json", spool)
         try:
-            header = pickling.dump((positional, named), spool, whole)
+            header = pickling.dump((positional, named), spool, all_of_them, whole=whole)
         except SerializationError:
-            _blame(positional, named, what)
+            _blame(positional, named, what, whole)
             raise
         large = spool.size > inline_limit
         return _envelope("pickle", spool, header, portray_arguments(positional, named, large=large))
@@ -133,12 +135,12 @@ class _Nowhere:
         return len(data) if type(data) is bytes else memoryview(data).nbytes
 
 
-def _blame(args: tuple[Any, ...], kwargs: dict[str, Any], what: str) -> None:
+def _blame(args: tuple[Any, ...], kwargs: dict[str, Any], what: str, whole: bool) -> None:
     # Only after a failure, so pickling each argument once more costs nobody who is well.
     named = [(f"argument {place} of {what}", item) for place, item in enumerate(args)]
     named += [(f"argument {name!r} of {what}", item) for name, item in kwargs.items()]
     for place, item in named:
-        pickling.dump(item, _Nowhere(), place)
+        pickling.dump(item, _Nowhere(), place, whole=whole)
 
 
 # --- JSON, when it survives -------------------------------------------------------------------------------------

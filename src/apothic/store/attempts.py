@@ -41,6 +41,7 @@ class Moves:
 
     def claim(self, job: sqlite3.Row, container_id: str, token: str, expires_at: float) -> int:
         """Give the job's next attempt to a container; return the attempt's number."""
+        self.tx.reach("claim.before")
         attempt = int(job["attempt"]) + 1
         opened = self._take(job, Move.CLAIM, attempts=1)
         if attempt > 1 and views.retries(job["retries"]).stream == "restart" and _items(self.tx, job):
@@ -53,6 +54,7 @@ class Moves:
             container_id=container_id,
             expires_at=expires_at,
         )
+        self.tx.reach("claim.after")
         return attempt
 
     def report(self, report: Report, monotonic: float) -> bool:
@@ -85,6 +87,7 @@ class Moves:
     ) -> None:
         """End a leased attempt: its last output, then what becomes of the job. `status` is newer than the row's."""
         self._append(job, said)
+        self.tx.reach("release.before")
         facts = self._facts(job, status or Status(job["status"]), outcome)
         if outcome.value is not None and facts.status in (Status.RUNNING, Status.CANCELLING):
             self._succeed(job, outcome, facts)
@@ -92,7 +95,8 @@ class Moves:
                 self.pace.note(job["version"], outcome.ran_s)
         elif outcome.behind and facts.status == Status.STARTING:
             self._take(job, Move.REQUEUE, reason=outcome.requeue)
-            self.pace.slow(job["version"])
+            if not self._ending(job["container_id"]):
+                self.pace.slow(job["version"])
         elif outcome.failure is not None:
             verdict = after_failure(facts, outcome.failure, self.dice)
             self._fail(job, verdict, outcome.failure)
@@ -104,6 +108,7 @@ class Moves:
             lost = Failure(kind="worker_lost", type="WorkerLost", message=f"{often}: {reason}")
             self._fail(job, verdict, lost, reason=reason)
         self.tx.run("container_idle", id=job["container_id"], now=monotonic)
+        self.tx.reach("release.after")
         self.tx.queue_changed = True
 
     def cancel(self, job: sqlite3.Row) -> Status:
@@ -124,6 +129,11 @@ class Moves:
         self.tx.queue_changed = True
 
     # --- the steps ----------------------------------------------------------------------------------------------
+
+    def _ending(self, container_id: str) -> bool:
+        """Tell whether a container makes room for others: what it gives back says nothing of how long its jobs run."""
+        container = self.tx.one("container", id=container_id)
+        return container is not None and container["state"] == "stopping"
 
     def _succeed(self, job: sqlite3.Row, outcome: Outcome, facts: Facts) -> None:
         value, attempt = outcome.value, int(job["attempt"])
@@ -162,10 +172,12 @@ class Moves:
         self._finish(job, verdict.move, outcome, failure=views.encode(failure), failure_sha256=sha256, **spent)
 
     def _finish(self, job: sqlite3.Row, move: Move, outcome: events.Event, **changes: Any) -> None:
+        self.tx.reach("finish.before")
         status, attempt, next_index = self._move(job, move, 3, **changes)
         end: dict[str, Any] = {"status": status.value, "attempts": attempt, "last_index": next_index - 1}
         told = [(events.STATUS, self._status(status, attempt)), outcome, (events.END, end)]
         events.store(self.tx, job["seq"], attempt, next_index, told)
+        self.tx.reach("finish.after")
 
     def _take(self, job: sqlite3.Row, move: Move, *, reason: Any = None, detail: Any = None, **changes: Any) -> int:
         """Make a move that is no end; return the index of its event."""
@@ -180,10 +192,12 @@ class Moves:
         values = dict.fromkeys(("run_at", "started_at", "result", "result_sha256", "failure", "failure_sha256"))
         counts = dict.fromkeys(("attempts", "user_failures", "crashes", "drains"), 0)
         named = {**values, **counts, **changes}
+        self.tx.reach("move.before")
         row = self.tx.one("move_job", job=job["seq"], move=move.value, now=self.now, events=told, **named)
         if row is None:
             raise IllegalMove(f"{job['id']} is {job['status']}: it cannot {move.value}")
         self.moved.append(job["id"])
+        self.tx.reach("move.after")
         return Status(row["status"]), int(row["attempt"]), int(row["next_index"])
 
     def _append(self, job: sqlite3.Row, said: list[Said]) -> None:

@@ -24,8 +24,16 @@ from apothic.protocol.messages import (
     KeyView,
     ShowAppLogs,
 )
-from apothic.store import applogs, views
+from apothic.store import applogs, schedules, views
 from apothic.store.db import Database, Tx
+
+
+class MissingBlobs(Exception):
+    """A manifest names bytes that are not here, by these hashes."""
+
+    def __init__(self, hashes: list[str]) -> None:
+        super().__init__(f"{len(hashes)} blobs are missing")
+        self.hashes = hashes
 
 
 class Catalog:
@@ -36,15 +44,17 @@ class Catalog:
         self._clock = clock
 
     async def missing_blobs(self, manifest: AppManifest) -> list[str]:
-        """Return the hashes that the manifest names and that are not here."""
-        wanted = blobs_of(manifest)
-        known = await self._db.read(lambda tx: {row[0] for row in tx.all("known_blobs", hashes=json.dumps(wanted))})
-        return [sha256 for sha256 in wanted if sha256 not in known]
+        """Return the hashes that the manifest names and that are not here; those that are stay for a while."""
+        hashes = json.dumps(blobs_of(manifest))
+        if await self._db.read(lambda tx: bool(tx.all("marked_blobs", hashes=hashes))):
+            await self._db.write(lambda tx: tx.run("unmark_blobs", hashes=hashes))
+        return await self._db.read(lambda tx: _missing(tx, manifest))
 
     async def deploy(self, manifest: AppManifest) -> DeploymentView:
         """Store a manifest as a deployment that is to be started; the same content gives the same deployment.
 
         One that was live or ready before is live at once; one that had failed or was stopped is started again.
+        Raises `MissingBlobs`.
         """
 
         def write(tx: Tx) -> DeploymentView:
@@ -52,6 +62,8 @@ class Catalog:
             tx.run("insert_app", name=manifest.app, now=now)
             same = tx.one("deployment_by_hash", app=manifest.app, content_hash=content_hash)
             if same is None:
+                if missing := _missing(tx, manifest):
+                    raise MissingBlobs(missing)
                 deployment_id = ids.new("dep", now)
                 self._insert(tx, manifest, deployment_id, content_hash, now)
             else:
@@ -75,11 +87,11 @@ class Catalog:
             assert row is not None
             tx.run("insert_version", deployment_id=deployment_id, function_id=row["id"], **_version(spec))
         if not manifest.functions:  # nothing that could fail to start
-            make_live(tx, manifest.app, deployment_id)
+            make_live(tx, manifest.app, deployment_id, now)
 
     def _again(self, tx: Tx, deployment: sqlite3.Row) -> None:
         if deployment["status"] == "ready":
-            make_live(tx, deployment["app"], deployment["id"])
+            make_live(tx, deployment["app"], deployment["id"], self._clock.now())
         elif deployment["status"] in ("failed", "stopped"):
             tx.run("set_deployment", id=deployment["id"], status="starting", failure=None)
 
@@ -95,7 +107,7 @@ class Catalog:
             if row["status"] not in ("ready", "stopped", "live"):
                 raise ConflictError(f"{deployment_id} is {row['status']}", hint="deploy a version that starts")
             if row["status"] != "live":
-                make_live(tx, app, deployment_id)
+                make_live(tx, app, deployment_id, self._clock.now())
             tx.run("ask_for", app=app, id=deployment_id)
             tx.queue_changed = True
             return _view(tx, deployment_id)
@@ -134,6 +146,7 @@ class Catalog:
         def write(tx: Tx) -> AppView:
             _app(tx, name)
             tx.run("stop_deployments", app=name)
+            tx.run("end_schedules", app=name)
             tx.run("stop_app", name=name)
             tx.queue_changed = True
             return _app_view(tx, _app(tx, name))
@@ -227,17 +240,18 @@ class Catalog:
         return await self._db.write(write)
 
 
-def make_live(tx: Tx, app: str, deployment_id: str) -> None:
-    """Let a deployment answer for its app; the one before stays ready."""
+def make_live(tx: Tx, app: str, deployment_id: str, now: float) -> None:
+    """Let a deployment answer for its app, and its schedules begin; the one before stays ready."""
     tx.run("retire_live", app=app)
     tx.run("set_deployment", id=deployment_id, status="live", failure=None)
     tx.run("go_live", name=app, id=deployment_id)
+    schedules.hand_over(tx, app, deployment_id, now)
 
 
-def prove(tx: Tx, app: str, deployment_id: str) -> None:
+def prove(tx: Tx, app: str, deployment_id: str, now: float) -> None:
     """Let a deployment that has shown that it starts go live, unless one that was asked for later is live already."""
     if tx.one("newer_live", id=deployment_id) is None:
-        make_live(tx, app, deployment_id)
+        make_live(tx, app, deployment_id, now)
     else:
         tx.run("set_deployment", id=deployment_id, status="ready", failure=None)
 
@@ -253,6 +267,12 @@ def blobs_of(manifest: AppManifest) -> list[str]:
     return list(dict.fromkeys([file.sha256 for file in manifest.files] + payloads))
 
 
+def _missing(tx: Tx, manifest: AppManifest) -> list[str]:
+    wanted = blobs_of(manifest)
+    known = {row[0] for row in tx.all("known_blobs", hashes=json.dumps(wanted))}
+    return [sha256 for sha256 in wanted if sha256 not in known]
+
+
 def content_hash_of(manifest: AppManifest) -> str:
     """Return what tells two deployments of an app apart."""
     ordered = msgspec.structs.replace(
@@ -265,11 +285,13 @@ def content_hash_of(manifest: AppManifest) -> str:
 
 def _version(spec: FunctionSpec) -> dict[str, Any]:
     options = spec.options
+    target = options.concurrency.target_inputs if options.concurrency is not None else None
     gpu = options.gpu
     return {
         "spec": views.encode(spec),
-        "slots": options.concurrency.max_inputs if options.concurrency is not None else options.concurrent_requests,
-        "per_container": options.tasks_per_container,
+        "slots": options.slots,
+        # Past the larger of the two a further container is wanted.
+        "per_container": max(options.tasks_per_container, target or 1),
         "max_containers": options.max_containers,
         "max_pending": options.max_pending_tasks,
         "keep_warm_s": float(options.keep_warm_s),

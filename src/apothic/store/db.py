@@ -8,7 +8,9 @@ holds one write or a hundred. Nobody is told anything before the commit.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -31,15 +33,17 @@ log = logging.getLogger("apothic.store")
 OLDEST_SQLITE = (3, 37, 0)
 # A batch this large commits in about 20 ms; more would make the first writer in it wait.
 LARGEST_BATCH = 256
+MIB = 1024 * 1024
 _encode_json = msgspec.json.Encoder().encode
 
 
 class Tx:
     """What a write may do: run named queries, and say what shall happen once it is on disk."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, probe: Probe) -> None:
         self._connection = connection
         self._queries = queries()
+        self.reach = probe.reach
         self.after: list[Callable[[], None]] = []
         self.queue_changed = False
 
@@ -96,6 +100,12 @@ class _Write:
         self.done = done
         self.result: Any = None
         self.error: BaseException | None = None
+        self.cause: Exception | None = None  # the same, in SQLite's words
+
+    def fail(self, error: Exception) -> None:
+        """Note why it was not made; the first reason counts."""
+        if self.error is None:
+            self.error, self.cause = named_error(error), error
 
 
 class Database:
@@ -121,13 +131,7 @@ class Database:
                 f"this Python has SQLite {sqlite3.sqlite_version}, too old",
                 hint="use a Python whose sqlite3 module has SQLite 3.37 or newer",
             )
-        connection = self._connect()
-        try:
-            migrate(connection)
-            fill_lifecycle(connection)
-        except BaseException:
-            connection.close()
-            raise
+        connection = self._opened()
         self._loop = asyncio.get_running_loop()
         self._writer = threading.Thread(target=self._write_all, args=(connection,), name="apothic-writer", daemon=True)
         self._writer.start()
@@ -155,15 +159,34 @@ class Database:
         return await done
 
     async def read(self, fn: Callable[[Tx], T]) -> T:
-        """Run `fn` on a read-only connection, in one snapshot."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, fn)
+        """Run `fn` on a read-only connection, in one snapshot. Raises `StorageFullError` when the disk fails."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, fn)
+        except sqlite3.Error as error:
+            raise named_error(error) from error
 
-    def _connect(self) -> sqlite3.Connection:
+    def _opened(self) -> sqlite3.Connection:
+        """Return the writer's connection to a file that is ready for use."""
         connection: sqlite3.Connection | None = None
         try:
-            connection = sqlite3.connect(
-                self.path, isolation_level=None, check_same_thread=False, cached_statements=256
-            )
+            write_again(self.path.with_name(self.path.name + "-wal"))
+            connection = self._connect()
+            migrate(connection)
+            fill_lifecycle(connection)
+        except BaseException as error:
+            if connection is not None:
+                connection.close()
+            if not isinstance(error, sqlite3.Error | OSError):
+                raise
+            raise ConfigError(
+                f"the database {self.path} cannot be opened: {error}",
+                hint="check that the data directory is on a local disk and writable, or choose another --data-dir",
+            ) from error
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=256)
+        try:
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
@@ -172,13 +195,9 @@ class Database:
             connection.execute("PRAGMA temp_store = MEMORY")
             # 8 MiB of pages: the hot rows of 10^5 jobs; the default of 2 MiB rereads them.
             connection.execute("PRAGMA cache_size = -8192")
-        except sqlite3.Error as error:
-            if connection is not None:
-                connection.close()
-            raise ConfigError(
-                f"the database {self.path} cannot be opened: {error}",
-                hint="check that the data directory is on a local disk and writable, or choose another --data-dir",
-            ) from error
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _read(self, fn: Callable[[Tx], T]) -> T:
@@ -188,16 +207,17 @@ class Database:
             connection.execute("PRAGMA query_only = ON")
             self._local.connection = connection
             self._reader_connections.append(connection)
-        connection.execute("BEGIN")
         try:
-            return fn(Tx(connection))
+            connection.execute("BEGIN")
+            return fn(Tx(connection, self._probe))
         finally:
-            connection.execute("COMMIT")
+            if connection.in_transaction:  # a fault may have ended it
+                connection.execute("COMMIT")
 
     # --- the writer's thread ------------------------------------------------------------------------------------
 
     def _write_all(self, connection: sqlite3.Connection) -> None:
-        open_for_more = True
+        open_for_more, faulted = True, False
         while open_for_more:
             first = self._waiting.get()
             batch = [] if first is None else [first]
@@ -211,8 +231,26 @@ class Database:
                 if more is not None:
                     batch.append(more)
             if batch:
-                self._tell(batch, self._commit(connection, batch))
+                if faulted:
+                    connection = self._fresh(connection)
+                after = self._commit(connection, batch)
+                faulted = any(_faulty(write.cause) for write in batch)
+                self._tell(batch, after)
         connection.close()
+
+    def _fresh(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+        """Return a connection that has read nothing through a fault; the old one while there is no other.
+
+        A page that was read short would be believed for ever, as long as a connection has it in memory. The new one is
+        there before the old one goes: the last to leave would write the log into the database.
+        """
+        try:
+            fresh = self._connect()
+        except sqlite3.Error as error:
+            log.warning("store.fault error=%s", error)
+            return connection
+        connection.close()
+        return fresh
 
     def _commit(self, connection: sqlite3.Connection, batch: list[_Write]) -> list[Callable[[], None]]:
         """Run and commit a batch; return what shall be done now that it is on disk."""
@@ -221,7 +259,7 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             queue_changed = False
             for write in batch:
-                tx = Tx(connection)
+                tx = Tx(connection, self._probe)
                 self._run_one(connection, write, tx)
                 if write.error is None:
                     after += tx.after
@@ -234,9 +272,10 @@ class Database:
             self.commits += 1
         except Exception as error:
             if connection.in_transaction:
-                connection.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error):  # it is undone in any case
+                    connection.execute("ROLLBACK")
             for write in batch:
-                write.error = write.error or named_error(error)
+                write.fail(error)
             return []
         return after
 
@@ -248,19 +287,19 @@ class Database:
             if not connection.in_transaction:  # a full disk undoes the whole transaction by itself
                 raise
             connection.execute("ROLLBACK TO one")
-            write.error = named_error(error)
+            write.fail(error)
         connection.execute("RELEASE one")
 
     def _run_last_word(
         self, connection: sqlite3.Connection, last_word: Callable[[Tx], None]
     ) -> list[Callable[[], None]]:
         """Let the dispatcher place what the batch made ready, in the same transaction."""
-        tx = Tx(connection)
+        tx = Tx(connection, self._probe)
         connection.execute("SAVEPOINT last_word")
         try:
             last_word(tx)
-        except Exception:
-            if not connection.in_transaction:
+        except Exception as error:
+            if not connection.in_transaction or _faulty(error):
                 raise
             # What was submitted is kept, and placed by a later round: a slip of the dispatcher must not lose it.
             log.exception("dispatch.failed")
@@ -290,13 +329,48 @@ def named_error(error: Exception) -> Exception:
     """Turn what SQLite says into one of our errors, where it is one."""
     if isinstance(error, ApothicError):
         return error
-    text = str(error)
-    if isinstance(error, sqlite3.OperationalError) and ("full" in text or "disk I/O" in text):
+    if _code(error) == sqlite3.SQLITE_FULL:
         return StorageFullError(
-            f"the data directory cannot take more: {text}",
+            f"the data directory cannot take more: {error}",
             hint="free some space; what was acknowledged is safe, and the server goes on by itself",
         )
+    if _faulty(error):
+        return StorageFullError(
+            f"the data directory's disk fails: {error}",
+            hint="see that the disk has space and is in order; what was acknowledged is safe, and the server goes on "
+            "by itself",
+        )
     return error
+
+
+def _code(error: Exception | None) -> int:
+    """Return SQLite's primary code of an error, or 0."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _faulty(error: Exception | None) -> bool:
+    """Tell whether a disk, not a statement, is at fault."""
+    return _code(error) in (
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_NOTADB,
+    )
+
+
+def write_again(wal: Path) -> None:
+    """Write and sync the log that a process before this one has left, as it is seen. Raises `OSError`.
+
+    After a sync that failed, Linux shows what was written, takes it for clean, and will never write it: SQLite would
+    find transactions in the log that are not on the disk, and build upon them what the next power cut takes with them
+    (https://lwn.net/Articles/752063/).
+    """
+    with contextlib.suppress(FileNotFoundError), wal.open("r+b") as file:
+        while seen := file.read(MIB):
+            file.seek(-len(seen), os.SEEK_CUR)
+            file.write(seen)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def migrate(connection: sqlite3.Connection) -> None:

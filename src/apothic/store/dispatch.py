@@ -23,6 +23,7 @@ from apothic.store.db import Tx
 from apothic.store.jobs import Jobs
 from apothic.store.pace import Pace
 from apothic.store.picture import Host, Picture, Place, Refuse, Seat, Start, Step, Stop, Wanted
+from apothic.store.turns import Turns
 
 Plan = Callable[[Picture], list[Step]]
 Push = Callable[[str, Downward], None]  # (agent id, frame), called on the loop after the commit
@@ -53,7 +54,8 @@ class Dispatcher:
 
     def last_word(self, tx: Tx) -> None:
         """Place all that can be placed now."""
-        picture = read_picture(tx, self._clock.now(), self._clock.monotonic(), self._jobs.pace)
+        tx.reach("dispatch.before")
+        picture = read_picture(tx, self._clock.now(), self._clock.monotonic(), self._jobs.pace, self._jobs.turns)
         steps = self._plan(picture)
         if not steps:
             return
@@ -69,14 +71,16 @@ class Dispatcher:
                     container = ids.new("ctr", self._clock.now())
                     frames.setdefault(agent, []).append(self._start(tx, version, agent, container))
                     frames[agent] += self._claim(tx, moves, version, container, count)
-                case Stop(container, reason):
+                case Stop(container, reason, finish):
                     tx.run("container_stopping", id=container)
-                    frames.setdefault(agents[container], []).append(StopContainer(container=container, reason=reason))
+                    stop = StopContainer(container=container, reason=reason, finish=finish)
+                    frames.setdefault(agents[container], []).append(stop)
                 case Refuse(version, message):
                     self._refuse(tx, moves, version, message)
         for agent, waiting in frames.items():
             for frame in joined(waiting):
                 tx.then(partial(self._push, agent, frame))
+        tx.reach("dispatch.after")
 
     def _claim(self, tx: Tx, moves: Moves, version: int, container: str, count: int) -> list[Downward]:
         if count == 0:
@@ -98,6 +102,7 @@ class Dispatcher:
                     timeout_s=job["timeout_s"],
                     accept=json.loads(job["accept"]),
                     job_token=self._sign(job["id"], attempt),
+                    once=job["delivery"] == "at_most_once",
                 )
             )
         tx.run("container_idle", id=container, now=None)
@@ -126,12 +131,17 @@ class Dispatcher:
             tx.then(lambda: self._ring(row["deployment_id"]))
 
 
-def read_picture(tx: Tx, now: float, monotonic: float, pace: Pace) -> Picture:
-    """Read how things stand, in the transaction's own snapshot."""
+def read_picture(tx: Tx, now: float, monotonic: float, pace: Pace, turns: Turns | None = None) -> Picture:
+    """Read how things stand, in the transaction's own snapshot. Without `turns` nobody has to make room for others."""
+    seats = tx.all("seats")
+    if turns is None:
+        turns = Turns()
+    else:
+        turns.look(seats, monotonic)
     due = [(row, _due(tx, row, now, pace.ahead(row["id"]))) for row in tx.all("wanting")]
-    wanted = [_wanted(row, count) for row, count in due if count]
+    wanted = [_wanted(row, count, turns) for row, count in due if count]
     have = {each.version for each in wanted}
-    wanted += [_wanted(row, 0, proof=True) for row in tx.all("proofs") if row["id"] not in have]
+    wanted += [_wanted(row, 0, turns, proof=True) for row in tx.all("proofs") if row["id"] not in have]
     return Picture(
         now=monotonic,
         wanted=tuple(wanted),
@@ -151,8 +161,9 @@ def read_picture(tx: Tx, now: float, monotonic: float, pace: Pace) -> Picture:
                 idle_since=row["idle_since"],
                 current=row["status"] in ("live", "starting"),
                 ahead=pace.ahead(row["version"]),
+                since=turns.since(row["id"]),
             )
-            for row in tx.all("seats")
+            for row in seats
         ),
         hosts=tuple(
             Host(row["id"], row["cpu"], row["memory_mb"], tuple(json.loads(row["gpus"])), bool(row["connected"]))
@@ -179,7 +190,7 @@ def _due(tx: Tx, row: sqlite3.Row, now: float, ahead: int) -> int:
     return int(count[0])
 
 
-def _wanted(row: sqlite3.Row, due: int, *, proof: bool = False) -> Wanted:
+def _wanted(row: sqlite3.Row, due: int, turns: Turns, *, proof: bool = False) -> Wanted:
     return Wanted(
         version=row["id"],
         app=row["app"],
@@ -191,4 +202,6 @@ def _wanted(row: sqlite3.Row, due: int, *, proof: bool = False) -> Wanted:
         memory_mb=row["memory_mb"],
         gpus=tuple(json.loads(row["gpu"] or "[]")),
         proof=proof,
+        served=turns.served(row["id"]),
+        app_served=turns.served(row["app"]),
     )

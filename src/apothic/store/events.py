@@ -60,6 +60,7 @@ class Window:
         """Let go of the oldest past `most` events or the type's bytes, none above index `upto`."""
         least = 1 if self.kind == ITEM else 0  # one item may be larger than all the bytes; who follows must see it
         if self.kept > most or self.bytes > BUDGETS[self.kind]:
+            tx.reach("trim.before")
             last = self.trimmed
             for idx, size in tx.each("oldest_events", job=job, type=self.kind, trimmed=self.trimmed, upto=upto):
                 if self.kept <= least or (self.kept <= most and self.bytes <= BUDGETS[self.kind]):
@@ -70,6 +71,7 @@ class Window:
             if self.kind == ITEM:
                 tx.run("trim_event_blobs", job=job, upto=last)
             self.trimmed = last
+            tx.reach("trim.after")
         tx.run(
             "set_window", job=job, type=self.kind, kept=self.kept, bytes=max(self.bytes, 0), lost=self.lost,
             trimmed=self.trimmed,
@@ -110,7 +112,9 @@ def append(
         kept.kept += 1
         kept.bytes += len(text) + (size if blob else 0)
     if rows:
+        tx.reach("append.before")
         _insert(tx, job, attempt, rows)
+        tx.reach("append.after")
         for kept in windows.values():
             kept.trim(tx, job, most, sent if kept.kind == ITEM else FOREVER)
     return windows.get(ITEM)

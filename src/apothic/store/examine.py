@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from apothic.protocol.findings import Finding, State
+from apothic.store.blobs import missing_files
 from apothic.store.db import OLDEST_SQLITE, audit
 from apothic.store.queries import invariants, migrations
 
@@ -36,6 +37,7 @@ def examine(data_dir: Path) -> Iterator[Finding]:
             connection.row_factory = sqlite3.Row
             connection.execute("BEGIN")  # all that follows is about one instant, also while a server writes
             yield from _database(connection)
+            yield _files(connection, data_dir / "blobs")
     except sqlite3.Error as error:
         yield Finding(
             "store", State.WRONG, f"{path} cannot be read: {error}",
@@ -85,6 +87,21 @@ def filesystem(path: Path, mounts: Path) -> str | None:
     whole = path.resolve()
     leading = [(len(words[1]), words[2]) for words in lines if len(words) > 2 and whole.is_relative_to(words[1])]
     return max(leading)[1] if leading else None
+
+
+def _files(connection: sqlite3.Connection, root: Path) -> Finding:
+    try:
+        astray = missing_files(connection, root)
+    except sqlite3.Error as error:  # of another schema, or damaged: that is told elsewhere
+        return Finding("blobs", State.NOTE, f"not looked at: {error}")
+    if astray.rows:
+        return Finding(
+            "blobs", State.WRONG, f"{len(astray.rows):,} files are missing or cut short: {', '.join(astray.rows[:3])}",
+            "jobs that need them will fail; look at the disk, or bring the files back from a copy",
+        )  # fmt: skip
+    if astray.files:
+        return Finding("blobs", State.NOTE, f"{len(astray.files):,} files that no row names; the server removes them")
+    return Finding("blobs", State.OK, "every blob has its file")
 
 
 def _database(connection: sqlite3.Connection) -> Iterator[Finding]:

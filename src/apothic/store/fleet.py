@@ -21,6 +21,7 @@ from apothic.store.events import Refused
 from apothic.store.jobs import Jobs, Running
 from apothic.store.pace import Pace
 from apothic.store.picture import Standing
+from apothic.store.verdicts import LOST
 
 Ring = Callable[[str], None]
 
@@ -31,6 +32,7 @@ class Reconciled(NamedTuple):
     dead_leases: list[str]
     dead_containers: list[str]
     cancelling: list[Running]
+    stopping: list[str]  # containers that are to stop, and whose agent has not heard of it
 
 
 class Applied(NamedTuple):
@@ -85,6 +87,7 @@ class Fleet:
         """
 
         def write(tx: Tx) -> Reconciled:
+            tx.reach("hello.before")
             tx.then(forget)
             now = self._clock.monotonic()
             tx.run(
@@ -94,12 +97,12 @@ class Fleet:
             moves = self._jobs.moves(tx)
             held = {lease.token for lease in hello.leases}
             has = {news.id for news in hello.containers if news.state != "gone"}
-            known = {row["id"] for row in tx.all("containers_of_agent", agent_id=hello.agent)}
+            known = {row["id"]: row["state"] for row in tx.all("containers_of_agent", agent_id=hello.agent)}
             for container in known:
                 for job in tx.all("leased_jobs_of_container", container_id=container):
                     if job["token"] not in held:
                         moves.end(job, _unheld(job, "the agent was never told"), [], now)
-            for container in known - has:
+            for container in known.keys() - has:
                 self._container_gone(tx, moves, container, None)
             for news in hello.containers:
                 if news.id in known:
@@ -110,10 +113,12 @@ class Fleet:
             alive = {row["token"] for row in tx.all("tokens_of_agent", agent_id=hello.agent)}
             tx.queue_changed = True
             cancelling = tx.all("cancelling", agent_id=hello.agent)
+            tx.reach("hello.after")
             return Reconciled(
                 sorted(held - alive),
-                sorted(has - known),
+                sorted(has - known.keys()),
                 [Running(row["id"], row["token"], hello.agent) for row in cancelling],
+                [n.id for n in hello.containers if n.state in ("starting", "ready") and known.get(n.id) == "stopping"],
             )
 
         return await self._db.write(write)
@@ -152,7 +157,9 @@ class Fleet:
         """Give all leases of an agent another term."""
 
         def write(tx: Tx) -> None:
+            tx.reach("renew.before")
             tx.run("renew_leases", agent_id=agent_id, expires_at=self._clock.monotonic() + self._lease_s)
+            tx.reach("renew.after")
 
         await self._db.write(write)
 
@@ -190,11 +197,14 @@ class Fleet:
 
         await self._db.write(write)
 
-    async def sweep(self) -> Swept:
-        """End what nobody answers for any more: agents that stayed away, leases that were not renewed."""
+    async def sweep(self, at: float | None = None) -> Swept:
+        """End what nobody answers for any more at a moment of the monotonic clock: agents that stayed away, leases
+        that were not renewed. An agent of such a lease counts as away until it says hello again.
+        """
 
         def write(tx: Tx) -> Swept:
-            moves, now = self._jobs.moves(tx), self._clock.monotonic()
+            tx.reach("sweep.before")
+            moves, now = self._jobs.moves(tx), self._clock.monotonic() if at is None else at
             for row in tx.all("gone_agents", now=now):
                 self._agent_gone(tx, moves, row["id"])
             overdue: list[Overdue] = []
@@ -203,10 +213,13 @@ class Fleet:
                 tx.run("container_stopping", id=job["container_id"])
                 container = tx.one("container", id=job["container_id"])
                 assert container is not None
+                # Stopped, or cut off: what it is given it loses, and each time a job pays for it.
+                tx.run("disconnect_agent", id=container["agent_id"], gone_at=now + self._lease_s)
                 overdue.append(Overdue(container["agent_id"], job["token"], container["id"]))
                 moves.end(job, Outcome(failure=lost("its agent did not renew the lease")), [], now)
             tx.queue_changed = True
             due = tx.one("next_due", now=moves.now)
+            tx.reach("sweep.after")
             return Swept(due[0] if due is not None else None, overdue)
 
         return await self._db.write(write)
@@ -260,7 +273,7 @@ class Fleet:
     def _proved(self, tx: Tx, container_id: str) -> None:
         row = tx.one("deployment_of_container", id=container_id)
         if row is not None and row["status"] == "starting":
-            prove(tx, row["app"], row["id"])
+            prove(tx, row["app"], row["id"], self._clock.now())
             self._ring_later(tx, row["id"])
 
     def _container_gone(self, tx: Tx, moves: Moves, container_id: str, failure: Failure | None) -> None:
@@ -290,4 +303,4 @@ def _unheld(job: sqlite3.Row, why: str) -> Outcome:
 
 def lost(why: str) -> Failure:
     """Return the failure of an attempt whose process is out of reach."""
-    return Failure(kind="worker_lost", type="WorkerLost", message=f"the worker is lost: {why}", retriable=True)
+    return Failure(kind="worker_lost", type=LOST, message=f"the worker is lost: {why}", retriable=True)

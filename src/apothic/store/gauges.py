@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from apothic.store.db import Database, Tx
+from apothic.store.room import Room
 
 
 class Gauges(Struct, frozen=True, kw_only=True):
@@ -15,10 +16,13 @@ class Gauges(Struct, frozen=True, kw_only=True):
     agents: dict[str, int]
     containers: dict[str, int]
     commits: int
+    held: int
+    gone: int
+    collected: int
 
 
-async def read_gauges(db: Database) -> Gauges:
-    """Return the counts, all from one snapshot; `commits` are those of this process."""
+async def read_gauges(db: Database, room: Room) -> Gauges:
+    """Return the counts, all from one snapshot; what has happened is counted since this process began."""
 
     def read(tx: Tx) -> Gauges:
         return Gauges(
@@ -27,6 +31,9 @@ async def read_gauges(db: Database) -> Gauges:
             agents={row["state"]: row["n"] for row in tx.all("agents_by_state")},
             containers={row["state"]: row["n"] for row in tx.all("containers_by_state")},
             commits=db.commits,
+            held=room.held,
+            gone=room.gone,
+            collected=room.collected,
         )
 
     return await db.read(read)

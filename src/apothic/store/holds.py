@@ -92,7 +92,12 @@ class Holds:
             await self._db.write(write)
 
     async def _renew(self, job: int, sent: int) -> None:
-        await self._db.write(lambda tx: tx.run("renew_hold", job=job, sent=sent, until=self._until()))
+        def write(tx: Tx) -> None:
+            tx.reach("hold.before")
+            tx.run("renew_hold", job=job, sent=sent, until=self._until())
+            tx.reach("hold.after")
+
+        await self._db.write(write)
 
     def _until(self) -> float:
         return self._clock.monotonic() + HOLD_S
@@ -101,8 +106,10 @@ class Holds:
         row = tx.one("held_job", id=job_id)
         if row is None:
             return
+        tx.reach("hold.before")
         tx.run("end_hold", job=row["seq"])
         events.release(tx, row["seq"], row["stream_window"])
+        tx.reach("hold.after")
         if row["paused"]:
             self._resume(tx, row["agent_id"], row["token"])
         self.readers.sent.pop(row["seq"], None)

@@ -7,14 +7,15 @@ import json
 import random
 import sqlite3
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from msgspec import Struct
 
 from apothic.clock import Clock
-from apothic.errors import ConflictError, InvalidRequestError, NotFoundError, QueueFullError
+from apothic.errors import ApothicError, ConflictError, InvalidRequestError, JobGoneError, NotFoundError, QueueFullError
 from apothic.protocol import ids
-from apothic.protocol.lifecycle import CLAIMABLE, FINAL, Status
+from apothic.protocol.lifecycle import FINAL, Status
 from apothic.protocol.messages import CallOptions, Encoding, Failure, JobLogs, JobView, ListJobs
 from apothic.protocol.session import Packed
 from apothic.store import events, views
@@ -22,9 +23,13 @@ from apothic.store.attempts import Moves
 from apothic.store.db import Database, Tx
 from apothic.store.pace import Pace
 from apothic.store.readers import Readers
+from apothic.store.reasons import why
+from apothic.store.room import Room
+from apothic.store.turns import Turns
 
 Ring = Callable[[str], None]
 LARGEST_PAGE = 1000
+KEY_S = 86400.0  # how long an idempotency key is kept at the least: a job may go before
 HOLD_S = 60.0  # how long items are kept for a reader whose connection is lost, or that is still to come
 
 
@@ -66,7 +71,9 @@ class Jobs:
         self._ring = ring
         self._dice = dice
         self.pace = Pace()
+        self.turns = Turns()
         self.readers = Readers()
+        self.room = Room()
 
     def moves(self, tx: Tx) -> Moves:
         """Return the mover for a transaction; what it moved is rung after the commit."""
@@ -82,9 +89,14 @@ class Jobs:
     async def submit(self, new: NewJob) -> str:
         """Store a job as queued; return its id, or the id of the one that has the same idempotency key.
 
-        Raises `NotFoundError`, `QueueFullError`, `ConflictError` (the key belongs to another input).
+        Raises `NotFoundError`, `QueueFullError`, `ConflictError` (the key belongs to another input),
+        `StorageFullError`.
         """
         return await self._db.write(lambda tx: self._submit(tx, self.moves(tx), new))
+
+    def submit_within(self, tx: Tx, new: NewJob) -> str:
+        """Submit in a transaction that is open already."""
+        return self._submit(tx, self.moves(tx), new)
 
     async def submit_batch(self, batch: list[NewJob]) -> list[str]:
         """Store as many of a batch as the queue has room for, the first ones; return their ids."""
@@ -105,8 +117,12 @@ class Jobs:
         # Before all else: a submit that is sent again gets its job, also when the app was stopped in between.
         if new.idempotency_key is not None:
             earlier = tx.one("job_by_key", function_id=new.function_id, key=new.idempotency_key)
+            if earlier is None:
+                since = moves.now - KEY_S
+                earlier = tx.one("gone_job_by_key", function_id=new.function_id, key=new.idempotency_key, since=since)
             if earlier is not None:
                 return _same(earlier, input_hash, new.idempotency_key)
+        self.room.check()
         version = tx.one("version_for_submit", function_id=new.function_id, deployment_id=new.deployment_id)
         if version is None or version["stopped"]:
             raise NotFoundError(
@@ -124,11 +140,13 @@ class Jobs:
                 f"the input's blob {new.input.sha256} is not here", hint="PUT /v1/blobs/{sha256} before the submit"
             )
         job_id = ids.new_job(moves.now)
+        tx.reach("submit.before")
         row = tx.one("insert_job", **_columns(new, version, job_id, input_hash, moves.now))
         assert row is not None
         moves.queue(row[0], job_id)
         if new.attached:
             tx.run("insert_hold", job=row[0], until=self._clock.monotonic() + HOLD_S)
+        tx.reach("submit.after")
         return job_id
 
     async def show(self, job_id: str) -> JobView:
@@ -147,6 +165,36 @@ class Jobs:
             return [_ended(row) for row in tx.all("ended_jobs", ids=ids)], unknown
 
         return await self._db.read(read)
+
+    async def missing(self, job_ids: list[str]) -> ApothicError:
+        """Return the error for jobs none of which is here: those that never were come first."""
+
+        def read(tx: Tx) -> ApothicError:
+            went = {row[0] for row in tx.all("gone_jobs", ids=json.dumps(job_ids))}
+            never = [job for job in job_ids if job not in went]
+            error = no_job(never[0]) if never else absent(tx, job_ids[0])
+            error.details["jobs"] = (never or job_ids)[:100]
+            return error
+
+        return await self._db.read(read)
+
+    async def remains(self, job_id: str) -> JobView:
+        """Return what is left of a job past its retention. Raises `NotFoundError`."""
+
+        def read(tx: Tx) -> JobView:
+            row = tx.one("gone_job", id=job_id)
+            if row is None:
+                raise no_job(job_id)
+            return views.job(row)
+
+        return await self._db.read(read)
+
+    async def whose(self, job_id: str) -> tuple[str, str]:
+        """Return the app and the function of a job, also of one past its retention. Raises `NotFoundError`."""
+        row = await self._db.read(lambda tx: tx.one("function_of_job", id=job_id))
+        if row is None:
+            raise no_job(job_id)
+        return row["app"], row["name"]
 
     async def result(self, job_id: str) -> Ended:
         """Return one job as it stands, with its value once it has succeeded. Raises `NotFoundError`."""
@@ -181,8 +229,10 @@ class Jobs:
         def write(tx: Tx) -> tuple[Status, Running | None]:
             row = tx.one("job_row", id=job_id)
             if row is None:
-                raise no_job(job_id)
+                raise absent(tx, job_id)
+            tx.reach("cancel.before")
             status = self.moves(tx).cancel(row)
+            tx.reach("cancel.after")
             container = tx.one("container", id=row["container_id"])
             return status, None if container is None else Running(job_id, row["token"], container["agent_id"])
 
@@ -213,6 +263,13 @@ class Jobs:
         """Tell whether any job has not ended."""
         return await self._db.read(lambda tx: bool(tx.all("unfinished_jobs")[0][0]))
 
+    async def clock_put_back(self, by_s: float) -> None:
+        """Move back-offs with a wall clock that was put back: an hour more would be a hundred times their length.
+
+        An instant that a caller has named, and a queue deadline, stay as they are.
+        """
+        await self._db.write(lambda tx: tx.run("clock_put_back", by=by_s, now=self._clock.now()))
+
     async def expire(self) -> None:
         """Fail what was not begun before its queue deadline."""
 
@@ -226,25 +283,32 @@ class Jobs:
 
     def view(self, tx: Tx, row: sqlite3.Row) -> JobView:
         """Return a job of a `job_view` row, and why it waits if it does."""
-        now = self._clock.now()
-        waiting = row["status"] in CLAIMABLE
-        if waiting and row["run_at"] > now:
-            return views.job(row, reason="backoff" if row["status"] == Status.RETRYING else "delayed")
-        if not waiting:
-            return views.job(row)
-        ahead = tx.one("job_ahead", version=row["version"], seq=row["seq"], now=now)
-        limit = tx.one("version_limit", version=row["version"])
-        full = limit is not None and limit["used"] >= limit["max_containers"]
-        reason = "concurrency_limit" if full else "no_capacity"
-        return views.job(row, reason=reason, ahead=ahead[0] if ahead is not None else None)
+        told = why(tx, row, self._clock.now())
+        return views.job(row, reason=told.reason, ahead=told.ahead)
 
 
 def found(tx: Tx, job_id: str) -> sqlite3.Row:
-    """Return a job's row. Raises `NotFoundError`."""
+    """Return a job's row. Raises `NotFoundError`, `JobGoneError`."""
     row = tx.one("job_view", id=job_id)
     if row is None:
-        raise no_job(job_id)
+        raise absent(tx, job_id)
     return row
+
+
+def absent(tx: Tx, job_id: str) -> ApothicError:
+    """Return the error for a job that is not here: it is past its retention, or it never was."""
+    row = tx.one("gone_job", id=job_id)
+    return no_job(job_id) if row is None else gone(job_id, row["gone_at"])
+
+
+def gone(job_id: str, at: float) -> JobGoneError:
+    """Return the error for a job past its retention."""
+    when = datetime.fromtimestamp(at, UTC).isoformat(" ", "seconds").replace("+00:00", " UTC")
+    return JobGoneError(
+        f"{job_id} is past its retention: it was deleted at {when}",
+        hint="the server's retention_days and disk_ceiling say how long ended jobs are kept",
+        details={"job": job_id, "gone_at": at},
+    )
 
 
 def no_job(job_id: str) -> NotFoundError:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NEVER = float("-inf")
+
 
 @dataclass(frozen=True)
 class Wanted:
-    """A version with jobs that are due, or a deployment that must show that it starts (`proof`)."""
+    """A version with jobs that are due, or a deployment that must show that it starts (`proof`).
+
+    `per_container` is how many jobs one container is meant for: past that a further one is wanted.
+    """
 
     version: int
     app: str
@@ -19,6 +24,8 @@ class Wanted:
     memory_mb: int
     gpus: tuple[str, ...] = ()
     proof: bool = False
+    served: float = NEVER  # when it last had a container, and when its app had one: whose turn it is
+    app_served: float = NEVER
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class Seat:
     idle_since: float | None
     current: bool  # its deployment is live, or is being started
     ahead: int = 0  # how many jobs it may hold beyond its slots
+    since: float | None = None  # when it was first seen in this state, as far as is known
 
 
 @dataclass(frozen=True)
@@ -91,10 +99,11 @@ class Start:
 
 @dataclass(frozen=True)
 class Stop:
-    """Stop a container that has nothing to do."""
+    """Stop a container that has nothing to do, or with `finish` one that works: it begins no more, and ends after."""
 
     container: str
     reason: str
+    finish: bool = False
 
 
 @dataclass(frozen=True)

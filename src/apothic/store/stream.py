@@ -23,7 +23,7 @@ import msgspec
 from apothic.protocol.events import END, ITEM, NUMBERED, STORED
 from apothic.protocol.messages import JobView
 from apothic.store.db import Database, Tx, dumps
-from apothic.store.jobs import Jobs, found, no_job
+from apothic.store.jobs import Jobs, absent, found
 
 # A connection holds at most one page: what a slow reader costs in memory.
 PAGE_BYTES = 256 * 1024
@@ -78,10 +78,11 @@ class Stream:
 
 
 def read_page(tx: Tx, wish: Wish, view: Callable[[Tx, sqlite3.Row], JobView]) -> Page:
-    """Read what comes next, in the transaction's snapshot. Raises `NotFoundError`."""
+    """Read what comes next, in the transaction's snapshot. Raises `NotFoundError`, `JobGoneError`."""
+    tx.reach("page.read")
     job = tx.one("streamed_job", id=wish.job)
     if job is None:
-        raise no_job(wish.job)
+        raise absent(tx, wish.job)
     head = int(job["next_index"]) - 1
     snapshot = _snapshot(tx, job, view(tx, found(tx, wish.job))) if wish.snapshot else None
     after = wish.after if wish.after is not None else (head if wish.snapshot else -1)

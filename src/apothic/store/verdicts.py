@@ -18,6 +18,8 @@ CRASH_BUDGET = 3
 DRAIN_MOVES = 10
 SYSTEM_BACKOFF = Retries(CRASH_BUDGET, initial_delay_s=1.0, backoff=2.0, max_delay_s=60.0)
 
+LOST = "WorkerLost"  # the type of a failure that no agent has told: it is out of reach itself
+
 Budget = Literal["user_failures", "crashes", "drains"]
 
 
@@ -59,7 +61,9 @@ def after_failure(facts: Facts, failure: Failure, dice: float) -> Verdict:
             return Verdict(Move.RETRY, delay(facts.retries, facts.user_failures, dice), "user_failures")
         return final
     if failure.kind in ("worker_lost", "oom", "startup") and failure.retriable:
-        once = facts.delivery == "at_most_once" and facts.status == Status.RUNNING
+        # Of an agent that is gone nobody knows what it had begun and not yet told; a tempest found code entered twice.
+        begun = facts.status == Status.RUNNING or failure.type == LOST
+        once = facts.delivery == "at_most_once" and begun
         if facts.crashes < (0 if once or facts.once else CRASH_BUDGET):
             return Verdict(Move.RETRY, delay(SYSTEM_BACKOFF, facts.crashes, dice), "crashes")
     return Verdict(Move.FAIL)

@@ -17,6 +17,7 @@ from apothic.protocol.messages import (
     FunctionView,
     JobView,
     KeyView,
+    TickView,
 )
 from apothic.protocol.session import Packed
 from apothic.protocol.specs import Retries
@@ -101,7 +102,13 @@ def function(row: sqlite3.Row, app: str) -> FunctionView:
         deployment_id=row["deployment_id"],
         is_generator=found.is_generator,
         options=found.options,
+        next_tick=row["next_at"],
+        last_tick=_last_tick(row) if found.options.schedule is not None else None,
     )
+
+
+def _last_tick(row: sqlite3.Row) -> TickView | None:
+    return TickView(at=row["tick_at"], outcome=row["outcome"], job=row["job"]) if row["tick_at"] is not None else None
 
 
 def deployment(row: sqlite3.Row, functions: list[sqlite3.Row]) -> DeploymentView:

@@ -88,3 +88,24 @@ SELECT apps.name FROM apps LEFT JOIN deployments ON deployments.id = apps.live
  WHERE (apps.live IS NOT NULL AND (deployments.id IS NULL OR deployments.status <> 'live' OR deployments.app <> apps.name))
     OR (SELECT count(*) FROM deployments AS other WHERE other.app = apps.name AND other.status = 'live')
        <> (apps.live IS NOT NULL);
+
+-- ticks_of_jobs: a tick's job is one of its function's, kept or past its retention; no two ticks have the same one.
+SELECT ticks.job FROM ticks
+ WHERE job IS NOT NULL
+   AND (NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.id = ticks.job AND jobs.function_id = ticks.function_id
+                    UNION ALL
+                    SELECT 1 FROM gone_jobs WHERE gone_jobs.id = ticks.job AND gone_jobs.function_id = ticks.function_id)
+        OR (SELECT count(*) FROM ticks AS other WHERE other.job = ticks.job) > 1);
+
+-- schedules_of_live: only versions of live deployments come round by themselves.
+SELECT schedules.version FROM schedules LEFT JOIN versions ON versions.id = schedules.version
+ WHERE NOT EXISTS (SELECT 1 FROM apps WHERE apps.live = versions.deployment_id);
+
+-- gone_is_gone: of a job past its retention nothing is left but that it was.
+SELECT gone_jobs.id FROM gone_jobs JOIN jobs ON jobs.id = gone_jobs.id;
+
+-- unwanted_has_no_name: what waits to be collected is named by nothing.
+SELECT sha256 FROM unwanted_blobs WHERE EXISTS (SELECT 1 FROM wanted_blobs WHERE wanted_blobs.sha256 = unwanted_blobs.sha256);
+
+-- blobs_counted: the bytes of all blobs are added up right.
+SELECT bytes FROM blob_total WHERE bytes <> (SELECT coalesce(sum(size), 0) FROM blobs);

@@ -60,28 +60,39 @@ VALUES (:deployment_id, :function_id, :spec, :slots, :per_container, :max_contai
         :cpu, :memory_mb, :gpu, :stream_window);
 
 -- versions_of_deployment: its functions, in the order of the manifest
-SELECT versions.*, functions.name FROM versions JOIN functions ON functions.id = versions.function_id
+SELECT versions.*, functions.name, schedules.next_at, ticks.at AS tick_at, ticks.outcome, ticks.job
+  FROM versions JOIN functions ON functions.id = versions.function_id
+  LEFT JOIN schedules ON schedules.version = versions.id
+  LEFT JOIN ticks ON ticks.function_id = versions.function_id
+                  AND ticks.at = (SELECT max(at) FROM ticks WHERE ticks.function_id = versions.function_id)
  WHERE versions.deployment_id = :id ORDER BY versions.id;
 
 -- live_functions: look-up by app and name, each optional
-SELECT versions.*, functions.app, functions.name
+SELECT versions.*, functions.app, functions.name, schedules.next_at, ticks.at AS tick_at, ticks.outcome, ticks.job
   FROM apps JOIN versions ON versions.deployment_id = apps.live
   JOIN functions ON functions.id = versions.function_id
+  LEFT JOIN schedules ON schedules.version = versions.id
+  LEFT JOIN ticks ON ticks.function_id = versions.function_id
+                  AND ticks.at = (SELECT max(at) FROM ticks WHERE ticks.function_id = versions.function_id)
  WHERE (:app IS NULL OR functions.app = :app) AND (:name IS NULL OR functions.name = :name)
  ORDER BY functions.app, versions.id;
 
 -- live_function: one function by id, as its live deployment has it
-SELECT versions.*, functions.app, functions.name
+SELECT versions.*, functions.app, functions.name, schedules.next_at, ticks.at AS tick_at, ticks.outcome, ticks.job
   FROM functions JOIN apps ON apps.name = functions.app
   JOIN versions ON versions.function_id = functions.id AND versions.deployment_id = apps.live
+  LEFT JOIN schedules ON schedules.version = versions.id
+  LEFT JOIN ticks ON ticks.function_id = versions.function_id
+                  AND ticks.at = (SELECT max(at) FROM ticks WHERE ticks.function_id = versions.function_id)
  WHERE functions.id = :id;
 
 -- version_start: all an agent needs to start a container of a version
 SELECT versions.spec, versions.deployment_id, deployments.app, deployments.manifest
   FROM versions JOIN deployments ON deployments.id = versions.deployment_id WHERE versions.id = :id;
 
--- insert_blob: these bytes are on disk
-INSERT INTO blobs (sha256, size, created_at) VALUES (:sha256, :size, :now) ON CONFLICT (sha256) DO NOTHING;
+-- insert_blob: these bytes are on disk; sent again, they are as fresh as new ones
+INSERT INTO blobs (sha256, size, created_at) VALUES (:sha256, :size, :now)
+ON CONFLICT (sha256) DO UPDATE SET created_at = excluded.created_at;
 
 -- known_blobs: which of a list are there
 SELECT blobs.sha256 FROM json_each(:hashes) AS wanted JOIN blobs ON blobs.sha256 = wanted.value;

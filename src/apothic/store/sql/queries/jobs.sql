@@ -54,6 +54,9 @@ SELECT jobs.*, leases.token, leases.last_report, leases.container_id, versions.s
   FROM leases JOIN jobs ON jobs.seq = leases.job JOIN versions ON versions.id = jobs.version
  WHERE leases.expires_at <= :now LIMIT 500;
 
+-- clock_put_back: back-offs that were counted before wall time was put back; those of the moment since are not so far away
+UPDATE jobs SET run_at = run_at - :by WHERE status = 'retrying' AND run_at >= :now + :by - 2;
+
 -- expired_jobs: queued past their deadline, and never begun
 SELECT jobs.*, NULL AS token, -1 AS last_report, NULL AS container_id, versions.stream_window
   FROM jobs JOIN versions ON versions.id = jobs.version
@@ -98,6 +101,14 @@ SELECT count(*) FROM jobs
 -- unfinished_jobs: is anything still to be done? (for the embedded server's idle stop)
 SELECT count(*) FROM (SELECT 1 FROM jobs WHERE ended_at IS NULL LIMIT 1);
 
--- version_limit: how many of the containers that a version may have it has
-SELECT max_containers, (SELECT count(*) FROM containers WHERE containers.version = versions.id) AS used
+-- version_limit: how many of the containers that a version may have it has; one that ends counts while it has jobs
+SELECT max_containers,
+       (SELECT count(*) FROM containers
+         WHERE containers.version = versions.id
+           AND (state <> 'stopping' OR EXISTS (SELECT 1 FROM leases WHERE container_id = containers.id))) AS used
   FROM versions WHERE id = :version;
+
+-- work_of_job: how the container of a leased job stands, and whether the job is held back for its reader
+SELECT containers.state, coalesce(holds.paused, 0) AS paused
+  FROM leases JOIN containers ON containers.id = leases.container_id LEFT JOIN holds ON holds.job = leases.job
+ WHERE leases.job = :job;
