@@ -7,7 +7,7 @@ JOBS   ?= 2
 PEERS  ?= ray
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
-.PHONY: help install chromium demo demo-stream check fix test bench soak clean
+.PHONY: help install chromium cpython-tests demo demo-stream check fix test bench soak clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -48,7 +48,17 @@ chromium:
 		$(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
 	} || echo "LEFT OUT: there is no chromium here and it cannot be installed, so the browser's tests will not run" >&2
 
-test: install chromium ## every test; storms in their short form
+# CPython's own tests run against the executor. Not every Python comes with them; Debian has those of its versions.
+cpython-tests: install
+	@version=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	$(BIN)/python -c 'import test.test_concurrent_futures' 2>/dev/null \
+	|| ls -d /usr/lib/python$$version/test/test_concurrent_futures* >/dev/null 2>&1 || { \
+		echo "installing CPython's tests for $$version" && \
+		$(SUDO) apt-get update -qq && \
+		$(SUDO) apt-get install -y -qq --no-install-recommends libpython$$version-testsuite >/dev/null; \
+	} || echo "LEFT OUT: CPython's tests are not here and cannot be installed, so they will not run on the executor" >&2
+
+test: install chromium cpython-tests ## every test; storms in their short form
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 bench: install ## measure, beside named floors and peers, in one run; PEERS= for floors alone

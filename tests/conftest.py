@@ -12,6 +12,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from rig import Server, serving
 
+from apothic.agent.cgroup import Groups
+
+
+def pytest_sessionfinish() -> None:
+    """Remove the control groups of agents that were killed, which only a next agent would do."""
+    Groups().close()
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 
@@ -21,6 +21,7 @@ class Proxy:
         self._open: set[socket.socket] = set()
         self._deaf: set[socket.socket] = set()
         self.refusing = threading.Event()
+        self.spares_reply: Callable[[], bool] = lambda: True  # asked for each piece that comes back; else all is cut
         self.accepted = 0
         self.base_url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -71,11 +72,13 @@ class Proxy:
             with self._lock:
                 self._open |= {near, far}
             for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
+                threading.Thread(target=self._pass, args=(source, sink, source is far), daemon=True).start()
 
-    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pass(self, source: socket.socket, sink: socket.socket, back: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                if back and not self.spares_reply():
+                    break
                 if source not in self._deaf:
                     sink.sendall(data)
         for each in (source, sink):

@@ -60,10 +60,11 @@ def test_only_render_prints() -> None:
 def test_the_public_names_are_these() -> None:
     assert apothic.__all__ == [
         "ApothicError", "App", "AppManifest", "BatchingSpec", "ConcurrencySpec", "ControlPlaneClient", "Cron",
-        "CurrentJob", "Function", "FunctionOptions", "Job", "JobEndEvent", "JobErrorEvent", "JobLogEvent",
+        "CurrentJob", "Executor", "Function", "FunctionOptions", "Job", "JobEndEvent", "JobErrorEvent", "JobLogEvent",
         "JobResetEvent", "JobResultEvent", "JobSnapshotEvent", "JobStatusEvent", "JobStreamCheckpoint",
         "JobStreamCursor", "JobStreamEvent", "JobStreamItemEvent", "JobStreamResetError", "LocalEntrypoint", "Period",
-        "RemoteApp", "RemoteFunction", "Retries", "__version__", "batched", "concurrent", "current_job", "errors",
+        "RemoteApp", "RemoteFunction", "Retries", "__version__", "batched", "concurrent", "current_batch",
+        "current_job", "errors",
     ]  # fmt: skip
     for name in apothic.__all__:
         assert getattr(apothic, name) is not None

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("storm", "aftermath")
+pytest.register_assert_rewrite("storm", "aftermath", "tempest", "tempest_check")

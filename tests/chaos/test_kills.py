@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from storm import fresh_seed, storming
 
-from apothic.probe import POINTS
-
+# The edges where most is in flight; each point by itself is in test_failpoints.py and test_failpoint_exits.py.
+POINTS = ("commit.before", "commit.after", "blob.before", "blob.after", "dispatch.push", "report.reply")
 STAGE = 10  # after so many kills of the long form, everything is brought to its end and checked
 
 

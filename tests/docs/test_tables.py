@@ -11,6 +11,7 @@ import pytest
 from pages import ROOT, agree
 
 from apothic.cli.main import root
+from apothic.cli.wording import WAITS
 from apothic.config import TABLE, Setting
 from apothic.control.keys import IMPLIES
 from apothic.errors import ApothicError, family
@@ -126,3 +127,9 @@ def test_an_ellipsis_stands_for_anything_and_only_that() -> None:
     assert agree("API   http://127.0.0.1:8700", "API http://127.0.0.1:40123\n")
     assert not agree("value 5", "value 55")
     assert not agree("one\ntwo", "one\nor\ntwo")
+
+
+def test_every_reason_for_which_a_job_waits_is_in_the_table() -> None:
+    assert {row[0]: row[2] for row in rows("lifecycle.md", "| Reason | Status")} == {
+        f"`{name}`": text for name, text in WAITS.items()
+    }

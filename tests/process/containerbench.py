@@ -72,11 +72,13 @@ class Bench:
         }  # fmt: skip
         kill_s = limits.pop("kill_s", 0.5)
         acknowledge = limits.pop("acknowledge", True)
+        groups = limits.pop("groups", None)
         self.folder = Folder(home / "blobs")
         self.outbox = Outbox(SystemClock(), self._heard)
         self.containers = Containers(
-            home, Welcome(**(known | limits)), self.outbox, self.folder, SystemClock(), kill_s=kill_s
-        )
+            home, Welcome(**(known | limits)), self.outbox, self.folder, SystemClock(), kill_s=kill_s,
+            groups=groups,
+        )  # fmt: skip
         self.containers.site.base_url = "http://127.0.0.1:1"
         self.acknowledge = acknowledge
         self.paused: list[str] = []  # tokens of generators that get no credit

@@ -110,6 +110,21 @@ def test_the_doctor_names_what_is_wrong_and_what_to_do(home: Path, tmp_path: Pat
     assert told.err.strip().endswith("wrong")
 
 
+def test_the_doctor_misses_a_blob_that_was_deleted(home: Path, tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    run = runner(home, APOTHIC_DATA_DIR=str(server.data_dir))
+    try:
+        run("deploy", "flaky.py").ok()
+    finally:
+        server.close()
+    assert states(run("doctor", "--json").ok().json)["blobs"] == "ok"
+    blob = next(path for path in (server.data_dir / "blobs").glob("*/*") if path.is_file())
+    blob.unlink()
+    told = run("doctor")
+    assert told.status == 1
+    assert f"wrong  blobs: 1 files are missing or cut short: {blob.name}" in told.out
+
+
 def test_the_doctor_looks_at_a_file_that_is_no_database(home: Path, tmp_path: Path) -> None:
     (tmp_path / "apothic.db").write_bytes(b"this is no database" * 1000)
     tmp_path.chmod(0o700)

@@ -155,3 +155,10 @@ def told(event: JobStreamEvent) -> str:
             return status
         case _:
             return event.event
+
+
+def executed(executor: apothic.Executor) -> None:
+    future = executor.submit(len, "words")
+    assert_type(future.result(), int)
+    assert_type(future.job, Job)
+    assert_type(list(executor.map(len, ["a", "b"], chunksize=2)), list[int])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from apothic import App, Job
+from apothic import App, Executor, Job
 
 app = App("mistaken")
 
@@ -48,3 +48,9 @@ def blocking(job: Job) -> None:
 
 @app.function(memory=3)  # wrong
 def misnamed() -> None: ...
+
+
+def executed(executor: Executor) -> None:
+    executor.submit(len, 3)  # wrong
+    executor.submit(len)  # wrong
+    executor.map(len, ["a"], chunksize="2")  # wrong
