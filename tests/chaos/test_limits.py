@@ -101,6 +101,11 @@ class Load:
         self.totals = Totals()
         self.open: dict[str, list[str]] = {name: [] for name in LIMITS}
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether the dice have fallen for each kind of disturbance; on a busy machine few are thrown in a second."""
+        return self.totals.kills >= 2 and self.totals.cancels >= 2
+
     def round(self, sampler: Sampler) -> None:
         """Fill up, disturb, see who has ended."""
         for name, jobs in self.open.items():
@@ -149,7 +154,7 @@ def run(tmp_path: Path, seed: str, seconds: float) -> Totals:
             sampler.start()
             try:
                 begun = told = time.monotonic()
-                while time.monotonic() < begun + seconds and not sampler.broken:
+                while (time.monotonic() < begun + seconds or not load.disturbed) and not sampler.broken:
                     load.round(sampler)
                     if time.monotonic() > told + 30:
                         told = time.monotonic()
@@ -167,7 +172,7 @@ def run(tmp_path: Path, seed: str, seconds: float) -> Totals:
 @pytest.mark.timeout(300)
 def test_no_function_runs_more_than_it_may(tmp_path: Path) -> None:
     totals = run(tmp_path, os.environ.get("SEED", "1"), 8.0)
-    assert totals.kills and totals.cancels
+    assert totals.kills >= 2 and totals.cancels >= 2
     assert totals.most["one"] == 1 and totals.most["two_async"] == 2
     assert {"succeeded", "failed", "cancelled"} <= set(totals.ended)
 
