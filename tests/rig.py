@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +133,12 @@ def serving(data_dir: Path, **settings: Any) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+def until(look: Callable[[], Any], within_s: float = 30.0, what: str = "it") -> Any:
+    """Look until there is something to be seen, and return it. Fails after `within_s`."""
+    over = time.monotonic() + within_s
+    while not (seen := look()):
+        assert time.monotonic() < over, f"{what} did not come within {within_s:g} s"
+        time.sleep(0.01)
+    return seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ class Held(NamedTuple):
     container: str
 
 
-class Ground:
+class Ground(ABC):
     """A store with one agent and a function for each window, for one job after the other. Who owns it opens it."""
 
     def __init__(self, folder: Path) -> None:
@@ -45,12 +46,12 @@ class Ground:
         self.clock = ManualClock()
         self.functions: dict[int, str] = {}
 
+    @abstractmethod
     async def _open(self) -> Any:
         """Open everything under `folder`; return what has the parts of a store."""
-        raise NotImplementedError
 
-    async def close(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def close(self) -> None: ...
 
     async def open(self) -> None:
         """Begin the life of a control plane. The agent says hello to it by itself."""

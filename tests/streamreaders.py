@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,7 +27,7 @@ class Sheet(NamedTuple):
     oldest: int | None
 
 
-class Reader:
+class Reader(ABC):
     """Somebody who reads a job behind a place, and may leave and come back. `limit` bounds a page."""
 
     def __init__(self, played: Played, types: Iterable[str], start: int, limit: int = PAGE_EVENTS) -> None:
@@ -35,22 +36,25 @@ class Reader:
         self.reading = Reading(played.book, types, start)
         self.limit = limit
 
+    @abstractmethod
     async def advance(self, cut: int | None = None) -> None:
         """Read on for a bit. With `cut`, be cut off behind one of the frames that came, or before the first."""
-        raise NotImplementedError
 
     async def settle(self) -> None:
         """Something has happened in the job; who is connected hears of it."""
+        return
 
     async def stop(self) -> None:
         """Stop reading what comes, or begin again."""
+        return
 
     async def leave(self) -> None:
         """Lose the connection, if there is one, and with it what was not taken."""
+        return
 
+    @abstractmethod
     async def finish(self) -> None:
         """Read all that there is; nothing may be missing then."""
-        raise NotImplementedError
 
 
 class Pages(Reader):

@@ -7,28 +7,18 @@ import importlib.util
 import os
 import sqlite3
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import psutil
-from rig import Server
+from rig import Server, until
 
 from apothic import ControlPlaneClient
 from apothic.protocol import messages as m
 from apothic.protocol import routes
 from apothic.store.db import audit
-
-
-def until(look: Callable[[], Any], within_s: float = 30.0, what: str = "it") -> Any:
-    """Look until there is something to be seen, and return it. Fails after `within_s`."""
-    over = time.monotonic() + within_s
-    while not (seen := look()):
-        assert time.monotonic() < over, f"{what} did not come within {within_s:g} s"
-        time.sleep(0.01)
-    return seen
 
 
 @contextlib.contextmanager

@@ -22,8 +22,8 @@ from typing import Any
 
 import msgspec
 import psutil
-from aftermath import agent_pid, broken, check_no_slot_leaks, end, loaded, opened, until
-from rig import Server
+from aftermath import agent_pid, broken, check_no_slot_leaks, end, loaded, opened
+from rig import Server, until
 
 from apothic import ControlPlaneClient, Job
 from apothic.errors import JobCancelledError, ServerUnavailableError
@@ -184,7 +184,7 @@ class Storm:
         with self._lock:
             known = list(self.promises)[-60:]
         if not known:
-            time.sleep(0.01)
+            self._over.wait(0.01)
             return
         job = dice.choice(known)
         before = self.client.ask_blocking(routes.SHOW_JOB, m.ShowJob(job=job)).status

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import ModuleType
 
 import psutil
-from aftermath import broken, check_no_slot_leaks, end, loaded, rows, until
-from rig import Server, environment
+from aftermath import broken, check_no_slot_leaks, end, loaded, rows
+from rig import Server, environment, until
 from storm import free_port
 from tempest_check import Promise, check
 

@@ -15,8 +15,8 @@ from types import ModuleType
 
 import psutil
 import pytest
-from aftermath import agent_pid, check_no_slot_leaks, job_of, loaded, rows, until
-from rig import Server, serving
+from aftermath import agent_pid, check_no_slot_leaks, job_of, loaded, rows
+from rig import Server, serving, until
 
 from apothic import Job
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from aftermath import broken, loaded, rows, until
+from aftermath import broken, loaded, rows
 from proxy import Proxy, proxied
-from rig import Server, serving
+from rig import Server, serving, until
 from storm import fresh_seed
 
 from apothic import ControlPlaneClient

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from aftermath import agent_pid, broken, check_no_slot_leaks, job_of, loaded, mentions, rows, until
-from rig import Server
+from aftermath import agent_pid, broken, check_no_slot_leaks, job_of, loaded, mentions, rows
+from rig import Server, until
 
 from apothic import ControlPlaneClient, Job
 from apothic.errors import StorageFullError

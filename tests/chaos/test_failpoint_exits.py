@@ -15,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from aftermath import agent_pid, broken, end, loaded, rows, until
-from rig import Server
+from aftermath import agent_pid, broken, end, loaded, rows
+from rig import Server, until
 from storm import free_port
 
 from apothic import ControlPlaneClient

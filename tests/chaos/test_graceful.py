@@ -17,8 +17,8 @@ from types import ModuleType
 
 import msgspec
 import pytest
-from aftermath import check_no_slot_leaks, end, loaded, rows, until
-from rig import Server
+from aftermath import check_no_slot_leaks, end, loaded, rows
+from rig import Server, until
 from storm import free_port, fresh_seed
 from tempest import Remote
 from tempest_check import read

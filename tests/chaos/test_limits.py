@@ -17,9 +17,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from aftermath import check_no_slot_leaks, loaded, until
+from aftermath import check_no_slot_leaks, loaded
 from limited import LIMITS
-from rig import serving
+from rig import serving, until
 from storm import fresh_seed
 
 from apothic import ControlPlaneClient

@@ -14,8 +14,8 @@ from types import ModuleType
 
 import psutil
 import pytest
-from aftermath import loaded, rows, until
-from rig import Server, serving
+from aftermath import loaded, rows
+from rig import Server, serving, until
 from tempest import Remote
 
 from apothic.cli import local

@@ -89,6 +89,13 @@ def held(items: list[str]) -> list[str]:
 
 
 @app.function(cpu=0.1)
+@apothic.batched(max_batch_size=3, wait_ms=300)
+def lasting(items: list[float]) -> list[int]:
+    time.sleep(max(items))
+    return [len(items)] * len(items)
+
+
+@app.function(cpu=0.1)
 @apothic.batched(max_batch_size=2, wait_ms=100)
 def whose(items: list[int]) -> list[str]:
     try:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import rig
 from rig import Server, environment
 
 SMALL: dict[str, Any] = {"cpu": 0.1, "memory_mb": 128}
@@ -23,10 +24,7 @@ def held(gate: Path) -> str:
 
 
 def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    rig.until(true, DEADLINE_S)
 
 
 class Script:

@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -27,25 +26,6 @@ from apothic.errors import (
 )
 from apothic.protocol import messages as m
 from apothic.protocol import routes
-
-
-@pytest.fixture(scope="module")
-def client(server: Server) -> ControlPlaneClient:
-    return server.client()
-
-
-@pytest.fixture
-def executor(client: ControlPlaneClient) -> Iterator[Executor]:
-    with Executor(client=client, **SMALL) as executor:
-        yield executor
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "gate"
-    yield path
-    path.touch()
-
 
 # --- what can be submitted --------------------------------------------------------------------------------------
 

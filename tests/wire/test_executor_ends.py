@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,6 @@ from rig import Server
 from apothic import ControlPlaneClient, Executor
 from apothic.client import pool
 from apothic.errors import QueueFullError
-
-
-@pytest.fixture(scope="module")
-def client(server: Server) -> ControlPlaneClient:
-    return server.client()
-
-
-@pytest.fixture
-def executor(client: ControlPlaneClient) -> Iterator[Executor]:
-    with Executor(client=client, **SMALL) as executor:
-        yield executor
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "gate"
-    yield path
-    path.touch()
 
 
 def test_many_threads_submit_many_calls_in_few_requests(

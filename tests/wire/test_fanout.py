@@ -31,13 +31,6 @@ def client(server: Server) -> Iterator[ControlPlaneClient]:
     sums.app.forget()
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "gate"
-    yield path
-    path.touch()
-
-
 class Dry(Exception):
     pass
 

@@ -41,13 +41,6 @@ def client(server: Server) -> Iterator[ControlPlaneClient]:
     sums.app.forget()
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "gate"
-    yield path
-    path.touch()
-
-
 def named(name: str, client: ControlPlaneClient) -> RemoteFunction:
     sums.app.deploy()
     return RemoteFunction.from_name("sums", name, client=client)

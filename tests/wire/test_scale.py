@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import scaled
-from rig import Server
+from rig import Server, until
 
 from apothic import ControlPlaneClient, Job
 from apothic.protocol import messages as m
@@ -24,13 +23,6 @@ def client(server: Server) -> Iterator[ControlPlaneClient]:
     yield client
     scaled.app._client = None
     scaled.app.forget()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    over = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < over
-        time.sleep(0.02)
 
 
 def containers(client: ControlPlaneClient) -> int:
@@ -49,7 +41,7 @@ def grown(client: ControlPlaneClient, gate: Path, name: str, steps: list[tuple[i
     try:
         for count, more in steps:
             jobs += [getattr(scaled, name).spawn(str(gate)) for _ in range(count)]
-            until(partial(run, jobs))
+            until(partial(run, jobs), 60)
             assert containers(client) - before + had == more
     finally:
         gate.touch()
@@ -67,8 +59,8 @@ def test_containers_are_jobs_by_tasks_per_container(client: ControlPlaneClient, 
 def test_without_keep_warm_a_container_ends_with_its_work(client: ControlPlaneClient, tmp_path: Path) -> None:
     before = containers(client)
     job = scaled.cold.spawn(str(tmp_path / "gate"))
-    until(partial(run, [job]))
+    until(partial(run, [job]), 60)
     assert containers(client) == before + 1
     (tmp_path / "gate").touch()
     assert job.wait() == "let go"
-    until(lambda: containers(client) == before)
+    until(lambda: containers(client) == before, 60)

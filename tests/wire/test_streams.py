@@ -32,13 +32,6 @@ def client(server: Server) -> Iterator[ControlPlaneClient]:
     gens.app.forget()
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "gate"
-    yield path
-    path.touch()
-
-
 def named(name: str, client: ControlPlaneClient) -> RemoteFunction:
     return RemoteFunction.from_name("gens", name, client=client)
 

@@ -38,13 +38,6 @@ def client(server: Server) -> Iterator[ControlPlaneClient]:
     gens.app.forget()
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "gate"
-    yield path
-    path.touch()
-
-
 # --- going on later ---------------------------------------------------------------------------------------------
 
 READER = """

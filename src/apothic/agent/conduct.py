@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import inspect
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -30,7 +31,7 @@ class Conductor(Protocol):
     def conduct(self) -> None: ...
 
 
-class _Conductor:
+class _Conductor(ABC):
     def __init__(
         self, channel: Channel, window: Window, capture: Capture, running: list[str], performer: Performer
     ) -> None:
@@ -42,9 +43,9 @@ class _Conductor:
         self.flows: dict[str, Flow] = {}
         channel.on_taken = self.taken
 
+    @abstractmethod
     def flow(self, run: Run) -> Flow:
         """Return what carries the job's items, if it has any."""
-        raise NotImplementedError
 
     def taken(self, frame: Taken) -> None:
         flow = self.flows.get(frame.job)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from apothic.clock import Clock
 from apothic.control.deadlock import Waits, deadlocked
@@ -32,6 +33,17 @@ STEP_PAUSE_S = 0.01
 IDLE_S = 15 * 60.0
 
 
+@contextmanager
+def _outlived(what: str) -> Iterator[None]:
+    """Log what a round of a loop fails of, a full disk say, so that there is a next round."""
+    try:
+        yield
+    except ApothicError as error:
+        log.warning("%s.failed error=%s", what, error.message)
+    except Exception:
+        log.exception("%s.failed", what)
+
+
 async def sweep(jobs: Jobs, fleet: Fleet, holds: Holds, drop: Drop, clock: Clock) -> None:
     """Sweep for ever, and tell the agents which leases were ended.
 
@@ -44,7 +56,7 @@ async def sweep(jobs: Jobs, fleet: Fleet, holds: Holds, drop: Drop, clock: Clock
         # One reading for all of a round: whoever is stopped in the middle of it goes on with an old one, blames nobody
         # for its own absence, and sees that it was late in the next.
         at, pause = clock.monotonic(), PERIOD_S
-        try:
+        with _outlived("sweep"):
             if at - due_at > LATE_S:
                 log.warning("sweep.overslept seconds=%.1f", at - due_at)
                 await fleet.overslept(at - due_at)
@@ -60,10 +72,6 @@ async def sweep(jobs: Jobs, fleet: Fleet, holds: Holds, drop: Drop, clock: Clock
             if swept.next_due is not None:
                 pause = min(pause, max(swept.next_due - clock.now(), 0.01))
             due_at = at + pause
-        except ApothicError as error:
-            log.warning("sweep.failed error=%s", error.message)
-        except Exception:
-            log.exception("sweep.failed")
         await clock.sleep(pause)
 
 
@@ -71,14 +79,10 @@ async def come_round(schedules: Schedules, clock: Clock) -> None:
     """Make the jobs of schedules for ever. It looks once a second at least, for wall time may jump."""
     while True:
         pause = PERIOD_S
-        try:
+        with _outlived("schedules"):
             due = await schedules.tick()
             if due is not None:
                 pause = min(pause, max(due - clock.now(), 0.01))
-        except ApothicError as error:
-            log.warning("schedules.failed error=%s", error.message)
-        except Exception:
-            log.exception("schedules.failed")
         await clock.sleep(pause)
 
 
@@ -86,12 +90,8 @@ async def clean(step: Callable[[], Awaitable[bool]], clock: Clock) -> None:
     """Delete what is past its time for ever: in small steps, with room between them for other writes."""
     while True:
         pause = PERIOD_S
-        try:
+        with _outlived("clean"):
             pause = STEP_PAUSE_S if await step() else PERIOD_S
-        except ApothicError as error:
-            log.warning("clean.failed error=%s", error.message)
-        except Exception:
-            log.exception("clean.failed")
         await clock.sleep(pause)
 
 
@@ -108,15 +108,13 @@ async def unlock(waits: Waits, fleet: Fleet, clock: Clock) -> None:
         if not open_now:
             before = set()
             continue
-        try:
+        with _outlived("unlock"):
             standing = await fleet.standing(sorted({job for awaited in open_now.values() for job in awaited}))
             found = deadlocked(open_now, standing, plan)
             if both := [job for job in found if job in before]:
                 log.warning("job.deadlock job=%s", both[-1])
                 await fleet.fail_deadlocked(both[-1])
             before = set(found)
-        except Exception:
-            log.exception("unlock.failed")
 
 
 async def idle(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commandbench import APOTHIC, Runs, Server, environment, runner
+from commandbench import APOTHIC, Runs, Server, environment
 
 PRESS = """
 import os
@@ -58,16 +58,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def server(home: Path) -> Iterator[Server]:
-    running = Server(home)
-    yield running
-    running.close()
-
-
 @pytest.fixture
-def run(home: Path, server: Server) -> Runs:
-    run = runner(home, APOTHIC_DATA_DIR=str(server.data_dir))
+def run(run: Runs, home: Path) -> Runs:
     run("deploy", home / "press.py").ok()
     return run
 

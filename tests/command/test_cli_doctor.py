@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +31,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     (folder / "flaky.py").write_text(FLAKY)
     return folder
-
-
-@pytest.fixture(scope="module")
-def server(home: Path) -> Iterator[Server]:
-    running = Server(home)
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def run(home: Path, server: Server) -> Runs:
-    return runner(home, APOTHIC_DATA_DIR=str(server.data_dir))
 
 
 def states(document: dict[str, Any]) -> dict[str, str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commandbench import APOTHIC, Runs, Server, environment, runner
+from commandbench import APOTHIC, Runs, Server, environment
 
 TALKER = """
 import os
@@ -33,17 +32,11 @@ def both(folder: str, mine: str, other: str):
 """
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    running = Server(tmp_path)
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def run(tmp_path: Path, server: Server) -> Runs:
-    (tmp_path / "talker.py").write_text(TALKER)
-    return runner(tmp_path, APOTHIC_DATA_DIR=str(server.data_dir))
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "talker.py").write_text(TALKER)
+    return folder
 
 
 def test_what_no_job_printed_is_shown_with_its_app(run: Runs, tmp_path: Path, server: Server) -> None:

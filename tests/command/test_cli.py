@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commandbench import APOTHIC, SHOP, Runs, Server, environment, runner
+from commandbench import APOTHIC, SHOP, Runs, Server, environment
 
 
 @pytest.fixture(scope="module")
@@ -17,18 +16,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     (folder / "shop.py").write_text(SHOP)
     return folder
-
-
-@pytest.fixture(scope="module")
-def server(home: Path) -> Iterator[Server]:
-    running = Server(home)
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def run(home: Path, server: Server) -> Runs:
-    return runner(home, APOTHIC_DATA_DIR=str(server.data_dir))
 
 
 @pytest.fixture

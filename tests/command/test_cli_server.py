@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -25,18 +25,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     (folder / "shop.py").write_text(SHOP)
     return folder
-
-
-@pytest.fixture(scope="module")
-def server(home: Path) -> Iterator[Server]:
-    running = Server(home)
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def run(home: Path, server: Server) -> Runs:
-    return runner(home, APOTHIC_DATA_DIR=str(server.data_dir))
 
 
 # --- the server itself ------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commandbench import Runs, Server, runner
+from commandbench import Runs, Server
 
 from apothic import ControlPlaneClient, Cron, Function, Job, Period
 from apothic.protocol import messages as m
@@ -48,18 +48,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rounds")
     (folder / "rounds.py").write_text(ROUNDS)
     return folder
-
-
-@pytest.fixture(scope="module")
-def server(home: Path) -> Iterator[Server]:
-    running = Server(home)
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def run(home: Path, server: Server) -> Runs:
-    return runner(home, APOTHIC_DATA_DIR=str(server.data_dir))
 
 
 @pytest.fixture
