@@ -113,6 +113,7 @@ class World:
     ends: dict[str, list[float]] = field(default_factory=dict)
     served: dict[int, float] = field(default_factory=dict)
     had: dict[int | str, float] = field(default_factory=dict)
+    hungry: dict[int, float] = field(default_factory=dict)
 
     def round(self) -> None:
         """Let a second pass: jobs end, containers get ready or go, then plan until nothing changes."""
@@ -130,10 +131,15 @@ class World:
         for each in self.seats.values():
             if each.state != "stopping":
                 self.had[each.version] = self.had[each.app] = self.now
+        fed = {each.version for each in self.seats.values() if each.state != "stopping"}
+        self.hungry = {version: self.hungry.get(version, self.now) for version in self.needs if version not in fed}
         needs = [
-            replace(n, served=self.had.get(n.version, NEVER), app_served=self.had.get(n.app, NEVER))
+            replace(
+                n, served=self.had.get(n.version, NEVER), app_served=self.had.get(n.app, NEVER),
+                hungry_since=self.hungry.get(n.version),
+            )
             for n in self.needs.values()
-        ]
+        ]  # fmt: skip
         seats = [replace(each, taken=len(self.ends[name])) for name, each in self.seats.items()]
         made = plan(Picture(self.now, tuple(needs), tuple(seats), self.hosts))
         for step in made:
@@ -199,3 +205,14 @@ def test_no_version_that_has_work_starves_whatever_the_others_have(
         for version in world.needs:
             since = world.now - world.served.get(version, begun)
             assert since <= bound, f"{version} has waited {since} s: {world.seats}"
+
+
+def test_a_large_one_has_its_turn_though_its_app_holds_small_ones_and_others_of_one_app_take_turns() -> None:
+    """By shares, the other app's two came first each time, and the room was never whole."""
+    small = wanted(0, 1000, app="b", slots=1, per_container=2, max_containers=2, cpu=0.5)
+    large = wanted(1, 1000, app="b", slots=3, per_container=2, max_containers=3, cpu=2.0)
+    others = [wanted(n, 1000, app="c", slots=2, per_container=3, max_containers=2, cpu=2.0) for n in (2, 3)]
+    world = World((host("h0", cpu=3.0),), {need.version: need for need in (small, large, *others)}, 2)
+    for _ in range(400):
+        world.round()
+        assert world.now - world.served.get(1, 100.0) <= 40.0, world.seats

@@ -10,11 +10,16 @@ from collections import Counter
 
 from apothic.store.picture import Picture, Seat, Wanted
 
+# Some turns of a second, with the start of a container each.
+OVERDUE_S = 5.0
+
 
 class Shares:
     """Containers by app and by version, as the plan starts and ends them. Those that end do not count."""
 
     def __init__(self, picture: Picture) -> None:
+        self._now = picture.now
+        self._hungry = Counter(wanted.app for wanted in picture.wanted if wanted.hungry_since is not None)
         self._apps: Counter[str] = Counter()
         self._versions: Counter[int] = Counter()
         for seat in picture.seats:
@@ -23,6 +28,8 @@ class Shares:
 
     def turn(self, wanted: Wanted) -> tuple[float, ...]:
         """Return what orders those that want a container: the least comes first."""
+        if self.overdue(wanted):
+            return (-1, wanted.hungry_since or 0.0, wanted.version)
         app, version = self._apps[wanted.app], self._versions[wanted.version]
         return (app, wanted.app_served, version, wanted.served, wanted.version)
 
@@ -30,8 +37,19 @@ class Shares:
         """Tell whether a version has no container at all."""
         return self._versions[wanted.version] == 0
 
+    def overdue(self, wanted: Wanted) -> bool:
+        """Tell whether a version has had no container for so long that it comes before all others.
+
+        A large one may need more than all that its app holds, and while there are several that come before it by their
+        share, the room is never whole. Of an app with many such versions one at a time may come first, about.
+        """
+        since = wanted.hungry_since
+        return since is not None and self.starving(wanted) and self._now - since > OVERDUE_S * self._hungry[wanted.app]
+
     def over(self, seat: Seat, wanted: Wanted) -> bool:
         """Tell whether a container should be the other's: who has none takes turns, who has some evens out."""
+        if self.overdue(wanted):
+            return seat.version != wanted.version
         if seat.app != wanted.app:
             holds, has = self._apps[seat.app], self._apps[wanted.app]
         else:

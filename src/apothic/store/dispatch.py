@@ -134,11 +134,11 @@ class Dispatcher:
 def read_picture(tx: Tx, now: float, monotonic: float, pace: Pace, turns: Turns | None = None) -> Picture:
     """Read how things stand, in the transaction's own snapshot. Without `turns` nobody has to make room for others."""
     seats = tx.all("seats")
+    due = [(row, _due(tx, row, now, pace.ahead(row["id"]))) for row in tx.all("wanting")]
     if turns is None:
         turns = Turns()
     else:
-        turns.look(seats, monotonic)
-    due = [(row, _due(tx, row, now, pace.ahead(row["id"]))) for row in tx.all("wanting")]
+        turns.look(seats, [row["id"] for row, count in due if count], monotonic)
     wanted = [_wanted(row, count, turns) for row, count in due if count]
     have = {each.version for each in wanted}
     wanted += [_wanted(row, 0, turns, proof=True) for row in tx.all("proofs") if row["id"] not in have]
@@ -204,4 +204,5 @@ def _wanted(row: sqlite3.Row, due: int, turns: Turns, *, proof: bool = False) ->
         proof=proof,
         served=turns.served(row["id"]),
         app_served=turns.served(row["app"]),
+        hungry_since=turns.hungry_since(row["id"]),
     )

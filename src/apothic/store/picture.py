@@ -26,6 +26,7 @@ class Wanted:
     proof: bool = False
     served: float = NEVER  # when it last had a container, and when its app had one: whose turn it is
     app_served: float = NEVER
+    hungry_since: float | None = None  # since when it has had no container, if it has none
 
 
 @dataclass(frozen=True)
