@@ -103,8 +103,9 @@ class Load:
 
     @property
     def disturbed(self) -> bool:
-        """Whether the dice have fallen for each kind of disturbance; on a busy machine few are thrown in a second."""
-        return self.totals.kills >= 2 and self.totals.cancels >= 2
+        """Whether the dice have fallen for each kind of disturbance; on a busy machine few are thrown in a second, and
+        most cancellations come too late for what they are about."""
+        return self.totals.kills >= 2 and self.totals.cancels >= 2 and self.totals.ended["cancelled"] > 0
 
     def round(self, sampler: Sampler) -> None:
         """Fill up, disturb, see who has ended."""
