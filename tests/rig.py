@@ -142,3 +142,12 @@ def until(look: Callable[[], Any], within_s: float = 30.0, what: str = "it") -> 
         assert time.monotonic() < over, f"{what} did not come within {within_s:g} s"
         time.sleep(0.01)
     return seen
+
+
+def asleep(pid: int) -> None:
+    """Wait until a process waits itself, with all that it was doing done: at each of a hundred looks in a row."""
+    over = time.monotonic() + 30
+    looks = 0
+    while looks < 100:
+        looks = looks + 1 if psutil.Process(pid).status() == psutil.STATUS_SLEEPING else 0
+        assert time.monotonic() < over, "it never rests"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from commandbench import APOTHIC, Runs, Server, environment
+from rig import asleep
 
 PRESS = """
 import os
@@ -118,15 +117,6 @@ def gate(tmp_path: Path) -> Iterator[Path]:
     gate = tmp_path / "gate"
     yield gate
     gate.touch()
-
-
-def asleep(pid: int) -> None:
-    """Wait until a process waits itself, with all that it was doing done: at each of a hundred looks in a row."""
-    until = time.monotonic() + 30
-    looks = 0
-    while looks < 100:
-        looks = looks + 1 if psutil.Process(pid).status() == psutil.STATUS_SLEEPING else 0
-        assert time.monotonic() < until, "it never rests"
 
 
 def test_an_interrupt_prints_the_way_back(run: Runs, home: Path, server: Server, gate: Path) -> None:
