@@ -30,7 +30,10 @@ class FrameError(Exception):
 
 
 class Setup(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="setup"):
-    """The first frame: which function this container is for. Paths are absolute."""
+    """The first frame: which function this container is for. Paths are absolute.
+
+    A service gets the number of its `listener`, a Unix socket, or the `port` that a web server has to listen on.
+    """
 
     app: str
     deployment: str
@@ -40,6 +43,10 @@ class Setup(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="setup"):
     payload_path: str | None = None  # the function by value, when it has no module
     payload_limit: int
     inline_limit: int
+    listener: int | None = None
+    port: int = 0
+    mount: str = ""  # the path below which the service is found
+    grace_s: float = 10.0  # for what is being answered, once it is told to stop
 
 
 class Run(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="run"):
@@ -67,7 +74,7 @@ class Cancel(Struct, frozen=True, kw_only=True, tag="cancel"):
 
 
 class Stop(Struct, frozen=True, kw_only=True, tag="stop"):
-    """No more work: end when idle."""
+    """No more work: end when idle; a service, once it has answered what it has, within the grace."""
 
 
 class Taken(Struct, frozen=True, kw_only=True, tag="taken"):
@@ -84,7 +91,7 @@ Command = Setup | Run | Batch | Cancel | Stop | Taken
 
 
 class Ready(Struct, frozen=True, kw_only=True, tag="ready"):
-    """The function is imported."""
+    """The function is imported; a service answers."""
 
 
 class StartFailed(Struct, frozen=True, kw_only=True, tag="start_failed"):

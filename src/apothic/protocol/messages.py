@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from apothic.protocol.lifecycle import Status
+from apothic.protocol.services import ServiceSpec
 from apothic.protocol.specs import FunctionOptions, Retries
 from apothic.protocol.upkeep import AgentList as AgentList
 from apothic.protocol.upkeep import AgentView as AgentView
@@ -113,6 +114,7 @@ class FunctionSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     is_generator: bool = False
     is_async: bool = False
     options: FunctionOptions = FunctionOptions()
+    service: ServiceSpec | None = None  # of a kind other than `function`
 
 
 class AppManifest(Struct, frozen=True, kw_only=True):

@@ -39,7 +39,10 @@ class Lease(Struct, frozen=True, kw_only=True):
 
 
 class ContainerNews(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How a container stands now. `failure` says why one that never became ready is gone.
+    """How a container stands now. `failure` says why one is gone that never became ready, or that served.
+
+    `address` is where a service's container answers: `unix:PATH`, `port:NUMBER` of this machine's loopback, or
+    `relay:HOST:PORT`.
 
     In a hello, `stopping` is one that takes no more work, or whose end is told by a frame that comes right after.
     """
@@ -48,6 +51,7 @@ class ContainerNews(Struct, frozen=True, kw_only=True, omit_defaults=True):
     state: Literal["starting", "ready", "stopping", "gone"]
     pid: Count = 0
     failure: Failure | None = None
+    address: str = ""
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
@@ -63,6 +67,7 @@ class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
     containers: list[ContainerNews] = []
     leases: list[Lease] = []
     leaving: bool = False  # I finish what I have, and take no more
+    address: str = ""  # HOST:PORT of the relay to its containers' services, of an agent that is elsewhere
 
 
 class Line(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="line"):
@@ -159,6 +164,7 @@ class StartContainer(Struct, frozen=True, kw_only=True, tag="start"):
     app: str
     function: FunctionSpec
     files: list[SourceFile]
+    secret: str = ""  # of a service: who connects by way of a relay has to know it
 
 
 class StopContainer(Struct, frozen=True, kw_only=True, tag="stop", omit_defaults=True):

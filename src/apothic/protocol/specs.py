@@ -198,6 +198,7 @@ _WHOLE: dict[str, tuple[int, int]] = {
     "tasks_per_container": (1, 100_000_000),
     "keep_warm_s": (0, YEAR_S),
     "stream_window": (1, 100_000_000),
+    "max_request_mb": (1, 1 << 24),
 }
 _LATER = ("image", "secrets", "volumes")
 
@@ -208,7 +209,9 @@ class FunctionOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     `cpu` is in cores, `memory_mb` in MiB. `timeout_s` is one attempt's run time, `keep_warm_s` the idle seconds before
     a container stops. `retries` may be a number; it is kept as `Retries`, and `max_retries` is the same number.
     `gpu` is a name that an agent declares, or several of which any will do. `stream_window` is how many log lines, and
-    how many stream items, one job keeps. Raises `ConfigError` for anything that is not allowed.
+    how many stream items, one job keeps. The last three are for services: the seconds that one may take to start (`None`:
+    what the server gives), whether requests need an API key (`None`: only where the gateway can be reached from other
+    machines), the largest body of a request in MiB. Raises `ConfigError` for anything that is not allowed.
 
     >>> FunctionOptions(retries=2) == FunctionOptions(max_retries=2)
     True
@@ -232,6 +235,9 @@ class FunctionOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     volumes: Any = None
     concurrency: ConcurrencySpec | None = None
     batching: BatchingSpec | None = None
+    service_startup_timeout_s: float | None = None
+    requires_key: bool | None = None
+    max_request_mb: int = 2_048
 
     def __post_init__(self) -> None:
         for option in _LATER:
@@ -245,6 +251,10 @@ class FunctionOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         _check_kind("concurrency", self.concurrency, ConcurrencySpec)
         _check_kind("batching", self.batching, BatchingSpec)
         force_setattr(self, "gpu", _checked_gpu(self.gpu))
+        _check_kind("requires_key", self.requires_key, bool)
+        if (wait := self.service_startup_timeout_s) is not None:
+            wait = _checked_number("service_startup_timeout_s", wait, 0.1, 86_400)
+            force_setattr(self, "service_startup_timeout_s", wait)
         self._settle_retries()
 
     def _settle_retries(self) -> None:
