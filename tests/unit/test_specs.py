@@ -57,7 +57,8 @@ def test_defaults_are_those_of_the_surface() -> None:
         "schedule": None, "cpu": 1, "memory_mb": 1024, "gpu": None, "timeout_s": 600, "retries": None, "max_retries": 0,
         "concurrent_requests": 1, "max_pending_tasks": 10_000, "max_containers": 1, "tasks_per_container": 1,
         "keep_warm_s": 600, "stream_window": 10_000, "image": None, "secrets": None, "volumes": None,
-        "concurrency": None, "batching": None,
+        "concurrency": None, "batching": None, "service_startup_timeout_s": None, "requires_key": None,
+        "max_request_mb": 2_048,
     }  # fmt: skip
     assert all(p.kind is p.KEYWORD_ONLY for p in inspect.signature(FunctionOptions).parameters.values())
 

@@ -209,9 +209,9 @@ class FunctionOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     `cpu` is in cores, `memory_mb` in MiB. `timeout_s` is one attempt's run time, `keep_warm_s` the idle seconds before
     a container stops. `retries` may be a number; it is kept as `Retries`, and `max_retries` is the same number.
     `gpu` is a name that an agent declares, or several of which any will do. `stream_window` is how many log lines, and
-    how many stream items, one job keeps. The last three are for services: the seconds that one may take to start (`None`:
-    what the server gives), whether requests need an API key (`None`: only where the gateway can be reached from other
-    machines), the largest body of a request in MiB. Raises `ConfigError` for anything that is not allowed.
+    how many stream items, one job keeps. The last three are for services: the seconds that one may take to start
+    (`None`: what the server gives), whether requests need an API key (`None`: only where the gateway can be reached
+    from other machines), the largest body of a request in MiB. Raises `ConfigError` for anything that is not allowed.
 
     >>> FunctionOptions(retries=2) == FunctionOptions(max_retries=2)
     True
