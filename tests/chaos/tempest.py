@@ -148,7 +148,7 @@ class Tempest:
             told = self.client.ask_blocking(routes.GATHER, m.GatherResults(jobs=mine, wait_s=0.5))
             for each in told.results:
                 mine.remove(each.job.id)
-                self._saw(each.job.id, each.job.status)
+                self._saw(each.job.id, each.job.status, None)
             return
         kind = dice.choices(list(KINDS), list(KINDS.values()))[0]
         with self._lock:
@@ -176,15 +176,20 @@ class Tempest:
         job, promise = dice.choice(known)
         if promise.seen is None and dice.random() < (0.5 if promise.kind == "endless" else 0.02):
             promise.cancelled = True
-            self._saw(job, self.client.ask_blocking(routes.CANCEL, m.CancelJob(job=job)).status)
+            self._saw(job, self.client.ask_blocking(routes.CANCEL, m.CancelJob(job=job)).status, None)
         wait_s = dice.choice([0.0, 0.1])
-        self._saw(job, self.client.ask_blocking(routes.RESULT, m.ShowResult(job=job, wait_s=wait_s)).job.status)
+        before = promise.seen
+        told = self.client.ask_blocking(routes.RESULT, m.ShowResult(job=job, wait_s=wait_s))
+        self._saw(job, told.job.status, before)
 
-    def _saw(self, job: str, status: str) -> None:
+    def _saw(self, job: str, status: str, before: str | None) -> None:
+        """Check an answer: what was seen `before` it was asked for holds; what others see meanwhile may be later."""
         promise = self.promises[job]
-        assert promise.seen in (None, status), f"{job} was {promise.seen} and is {status}"
+        assert before in (None, status), f"{job} was {before} and is {status}"
         if status in FINAL:
-            promise.seen = status
+            with self._lock:
+                assert promise.seen in (None, status), f"{job} was {promise.seen} and is {status}"
+                promise.seen = status
 
     # --- the faults --------------------------------------------------------------------------------------------
 
