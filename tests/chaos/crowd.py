@@ -68,7 +68,7 @@ class Member:
         await self.client.ask(routes.LIST_JOBS, m.ListJobs(limit=5))
 
     async def stream(self) -> None:
-        assert [item async for item in Job(self._some(), self.client).aio.wait_gen(timeout_s=20)] == list(range(20))
+        assert [item async for item in Job(self._some(), self.client).aio.wait_gen(timeout_s=120)] == list(range(20))
 
 
 async def main(role: str, url: str, key: str, function: str, at_once: int, count: int, seed: str) -> None:
