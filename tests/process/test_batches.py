@@ -372,6 +372,68 @@ async def test_one_that_is_stopped_is_not_run_again_alone(bench: Bench, tmp_path
     assert [bench.text(token) for token in tokens] == [["[0, 1, 2]", "[0]"], ["[0, 1, 2]"], ["[0, 1, 2]", "[2]"]]
 
 
+def lingering(kind: str) -> str:
+    """Return code whose batches raise, and that then runs one of the items for ever."""
+    body = (
+        "if len(xs) > 1: raise ValueError\nprint('alone', xs, flush=True)\nif 1 in xs: PAUSE(1000)\nreturn [xs[0] * 10]"
+    )
+    return shaped(kind, body)
+
+
+@pytest.mark.parametrize("bench", [{"grace_s": 20.0}], indirect=True)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("why", ["cancelled", "timeout"])
+async def test_one_that_is_run_again_alone_is_interrupted_alone(bench: Bench, kind: str, why: str) -> None:
+    container = bench.start(lingering(kind), batching=of(3))
+    tokens = [bench.give(container, n, timeout_s=1.0 if (n, why) == (1, "timeout") else 60.0) for n in range(3)]
+    await bench.printed(tokens[1], "alone [1]")
+    if why == "cancelled":
+        bench.cancel(tokens[1])
+
+    assert (await bench.failure(tokens[1])).kind == why
+    # The first had its reply already, and the last was run after it.
+    assert [await bench.value(tokens[0]), await bench.value(tokens[2])] == [0, 20]
+    assert len(bench.news[container]) == 2  # starting, ready
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_what_has_its_reply_waits_for_no_other(bench: Bench, kind: str, threads: int) -> None:
+    container = bench.start(lingering(kind), batching=of(3), concurrent_requests=threads)
+    broken = Packed(encoding="json", data=b"[", size=1)
+
+    early = bench.give(container, 0, timeout_s=30.0)
+    spoilt, late = bench.give(container, packed=broken), bench.give(container, 1)
+    await bench.printed(late, "alone [1]")
+
+    assert await bench.value(early) == 0
+    assert (await bench.failure(spoilt)).kind == "serialization"
+    assert bench.told(late)[-1].outcome is None  # and it runs on
+
+
+@pytest.mark.parametrize("bench", [{"grace_s": 20.0}], indirect=True)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_one_was_asked_is_not_asked_of_the_next(bench: Bench, kind: str) -> None:
+    tidy = "asyncio.timeout(1000)" if kind == "async def" else "contextlib.nullcontext()"
+    body = "\n".join((
+        "if len(xs) > 1: raise ValueError",
+        "print('alone', xs, flush=True)",
+        "try:",
+        "    PAUSE(1000 if xs == [0] else 0.01)",
+        "except BaseException as error:",
+        "    return [type(error).__name__]",  # it was asked, and would not
+        f"{kind.removesuffix('def')}with {tidy}: PAUSE(0.01)",
+        "return [asyncio.current_task().cancelling()]" if kind == "async def" else "return [0]",
+    ))  # fmt: skip
+    container = bench.start("import contextlib\n" + shaped(kind, body), batching=of(2))
+    tokens = [bench.give(container, n) for n in range(2)]
+    await bench.printed(tokens[0], "alone [0]")
+    bench.cancel(tokens[0])
+
+    assert await bench.value(tokens[1]) == 0
+    assert (await bench.failure(tokens[0])).kind == "cancelled"
+
+
 # --- inside -----------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from containerbench import MIB, Bench
 
+from apothic.agent import cgroup
 from apothic.agent.cgroup import Group, Groups
 from apothic.agent.kernel import probe_host
 from apothic.agent.places import Place, find_places
@@ -78,7 +79,7 @@ def folders(pattern: str) -> set[Path]:
 
 
 def group_of(bench: Bench, container: str) -> Group:
-    return bench.containers.live[container]._group
+    return bench.containers.live[container].memory.group
 
 
 @pytest.fixture(autouse=True)
@@ -192,6 +193,16 @@ def test_the_groups_of_a_dead_agent_are_removed_with_all_that_runs_there() -> No
     groups.sweep()  # the first look may have found them still dying
     assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
     assert folders("*.ctr_left") == set()
+
+
+def test_the_doctor_only_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup, "find_places", lambda **_: {"memory": Place(tmp_path, 1)})
+    left = tmp_path / f"apothic.{cgroup._namespace()}.1.long-dead.0.ctr_left"
+    left.mkdir()
+    probe_host()
+    assert list(tmp_path.iterdir()) == [left]
+    Groups()  # an agent tidies up
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_doctor_hears_what_is_enforced_here() -> None:

@@ -52,6 +52,14 @@ def test_version_2_is_switched_on_by_an_agent_that_is_alone_from_a_leaf(tmp_path
     assert (here / "apothic-agent" / "cgroup.procs").read_text() == str(os.getpid())
 
 
+def test_who_only_looks_switches_nothing_on_and_stays_where_it_is(tmp_path: Path) -> None:
+    here = v2(tmp_path / "unit", "memory pids\n", "pids\n", f"{os.getpid()}\n")
+    places = find_places(mounted("cgroup2", "/", tmp_path), "0::/unit\n", switch=False)
+    assert places == {what: Place(here, 2) for what in ("pids", "kill")}
+    assert (here / "cgroup.subtree_control").read_text() == "pids\n"
+    assert not (here / "apothic-agent").exists()
+
+
 def test_an_agent_that_has_moved_into_its_leaf_knows_its_place(tmp_path: Path) -> None:
     here = v2(tmp_path / "unit", "memory\n", "memory\n")
     v2(here / "apothic-agent", "", "")

@@ -39,14 +39,20 @@ class Level:
         return " ".join(f"{name}={getattr(self, name) or other}" for name, other in fallback.items())
 
 
+def level_here() -> Level:
+    """Return what is enforced on this machine. A group is made to see, and removed; all others stay as they are."""
+    return Groups(find_places(switch=False), sweeps=False).level
+
+
 class Groups:
     """The groups of one agent's containers. Without places it makes groups that do nothing."""
 
-    def __init__(self, places: Mapping[str, Place] | None = None, *, pids: int = PIDS) -> None:
+    def __init__(self, places: Mapping[str, Place] | None = None, *, pids: int = PIDS, sweeps: bool = True) -> None:
         self._places = dict(find_places() if places is None else places)
         self._pids = pids
         self._prefix = f"apothic.{_namespace()}.{os.getpid()}.{_born(os.getpid())}.{next(_numbering)}."
-        self.sweep()
+        if sweeps:
+            self.sweep()
         self.level = self._try_out()
 
     def make(self, name: str, memory: int, cpu: float) -> Group:

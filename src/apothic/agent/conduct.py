@@ -17,10 +17,10 @@ from typing import Any, Protocol
 
 from apothic.agent.capture import Capture
 from apothic.agent.channel import Channel
-from apothic.agent.frames import Batch, Cancel, Command, Done, Failed, Run, Stop, Taken
+from apothic.agent.frames import Batch, Cancel, Command, Failed, Run, Stop, Taken
 from apothic.agent.items import Flow
 from apothic.agent.perform import Performer, Reply
-from apothic.agent.together import Together
+from apothic.agent.together import OnServing, Together, nobody
 from apothic.agent.window import JobCancelled, Window
 from apothic.context import leave
 
@@ -58,15 +58,12 @@ class _Conductor(ABC):
         flow = self.flows[run.job] = self.flow(run)
         return flow
 
-    def together(self, batch: Batch) -> Together:
+    def together(self, batch: Batch, on_serving: OnServing = nobody) -> Together:
         flows = [self.begin(run) for run in batch.runs]
-        return Together(self.performer, self.window.cancelled, batch.runs, flows)
+        return Together(self.performer, self.window, batch.runs, flows, self.end, on_serving)
 
-    def end_batch(self, batch: Batch, replies: list[Reply]) -> None:
-        for run, reply in zip(batch.runs, replies, strict=True):
-            self.end(run, reply)
-
-    def end(self, run: Run, reply: Done | Failed) -> None:
+    def end(self, run: Run, reply: Reply) -> None:
+        """Tell how an attempt ended."""
         self.capture.finish(run.job)
         self.running.remove(run.job)
         del self.flows[run.job]
@@ -84,7 +81,8 @@ class Solo(_Conductor):
             if isinstance(command, Run):
                 self.end(command, self._shielded(command, self.begin(command)))
             elif isinstance(command, Batch):
-                self.end_batch(command, self._shielded_batch(command, self.together(command)))
+                for run, reply in self._shielded_batch(self.together(command, self.window.open)):
+                    self.end(run, reply)
             elif command is None or isinstance(command, Stop):
                 return
 
@@ -103,11 +101,10 @@ class Solo(_Conductor):
         except JobCancelled as error:  # it struck outside of the function: before, after, or while a value was packed
             return self.performer.failed(run, error, "user")
 
-    def _shielded_batch(self, batch: Batch, together: Together) -> list[Reply]:
+    def _shielded_batch(self, together: Together) -> list[tuple[Run, Reply]]:
         struck: JobCancelled | None = None
         try:
             try:
-                self.window.open(*((run.job, run.attempt) for run in batch.runs))
                 contextvars.copy_context().run(together.plain)
             finally:
                 self.window.close()
@@ -115,15 +112,15 @@ class Solo(_Conductor):
             struck = error
         with self.window.masked():
             self.window.look()
-        replies = together.replies(struck)
+        rest = together.rest(struck)
         self.window.cancelled.clear()
-        return replies
+        return rest
 
 
 class Pool(_Conductor):
     """Several inputs of a plain function at once, each in a thread.
 
-    A thread cannot be interrupted from outside; a generator in one is asked at its next `yield`.
+    A thread cannot be interrupted from outside, nor a batch in one; a generator in one is asked at its next `yield`.
     """
 
     def __init__(self, *parts: Any, threads: int) -> None:
@@ -138,7 +135,7 @@ class Pool(_Conductor):
                 self._threads.submit(contextvars.copy_context().run, self._perform, command, begun)
             elif isinstance(command, Batch):
                 whole = self.together(command)
-                self._threads.submit(contextvars.copy_context().run, self._perform_batch, command, whole)
+                self._threads.submit(contextvars.copy_context().run, self._perform_batch, whole)
             elif isinstance(command, Cancel):
                 if (flow := self.flows.get(command.job)) is not None:
                     flow.wake()
@@ -157,9 +154,10 @@ class Pool(_Conductor):
     def _perform(self, run: Run, flow: Flow) -> None:
         self.end(run, self.performer.plain(run, flow))
 
-    def _perform_batch(self, batch: Batch, together: Together) -> None:
+    def _perform_batch(self, together: Together) -> None:
         together.plain()
-        self.end_batch(batch, together.replies())
+        for run, reply in together.rest():
+            self.end(run, reply)
 
 
 class Tasks(_Conductor):
@@ -168,6 +166,7 @@ class Tasks(_Conductor):
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         self._live: dict[str, tuple[int, asyncio.Task[None]]] = {}
+        self._batches: dict[asyncio.Task[None], Together] = {}
         self._over = False
 
     def conduct(self) -> None:
@@ -215,37 +214,39 @@ class Tasks(_Conductor):
     def _cancel(self, command: Cancel) -> None:
         attempt, task = self._live.get(command.job, (0, None))
         if task is not None and attempt == command.attempt:
-            # Of a batch nothing can be cut out: its task is cancelled once nobody wants any of it.
-            whole = {(job, number) for job, (number, its) in self._live.items() if its is task}
-            if whole <= self.window.cancelled:
-                self.window.struck.update(whole)
+            # Of a batch nothing can be cut out: its code is interrupted once nobody wants what it runs for.
+            serving = self._batches[task].serving if task in self._batches else {(command.job, attempt)}
+            if serving <= self.window.cancelled and not serving <= self.window.struck:
+                self.window.struck.update(serving)
                 task.cancel()
 
     def _begin_batch(self, loop: asyncio.AbstractEventLoop, batch: Batch) -> None:
         together = self.together(batch)
         task = loop.create_task(together.coroutine(), context=contextvars.copy_context())
         self._live |= {run.job: (run.attempt, task) for run in batch.runs}
-        task.add_done_callback(partial(self._batch_over, batch, together))
+        self._batches[task] = together
+        task.add_done_callback(self._batch_over)
 
-    def _batch_over(self, batch: Batch, together: Together, task: asyncio.Task[None]) -> None:
+    def _batch_over(self, task: asyncio.Task[None]) -> None:
+        together = self._batches.pop(task)
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        for run, reply in zip(batch.runs, together.replies(error), strict=True):
-            self._answer(run, reply)
+        for run, reply in together.rest(error):
+            self.end(run, reply)
 
     async def _perform(self, run: Run, flow: Flow) -> None:
-        self._answer(run, await self.performer.coroutine(run, flow))
+        self.end(run, await self.performer.coroutine(run, flow))
 
     def _never_entered(self, run: Run, task: asyncio.Task[None]) -> None:
         """Answer for a task that could not: cancelled before its first step, it never enters its coroutine."""
         if self._live.get(run.job, (0, None))[1] is task:
             error = asyncio.CancelledError() if task.cancelled() else task.exception() or asyncio.CancelledError()
-            self._answer(run, self.performer.failed(run, error, "user"))
+            self.end(run, self.performer.failed(run, error, "user"))
 
-    def _answer(self, run: Run, reply: Reply) -> None:
+    def end(self, run: Run, reply: Reply) -> None:
         del self._live[run.job]
         if (run.job, run.attempt) in self.window.struck and isinstance(reply, Failed):
             reply = Failed(job=reply.job, failure=reply.failure, cancelled=True)
-        self.end(run, reply)
+        super().end(run, reply)
 
     def _end(self, loop: asyncio.AbstractEventLoop) -> None:
         self._over = True

@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
-from apothic.agent.cgroup import Groups, Level
+from apothic.agent.cgroup import Level, level_here
 from apothic.agent.tree import lists_children
 from apothic.protocol.findings import Finding, State
 
@@ -16,8 +16,8 @@ _LANDLOCK_VERSION = 1
 
 
 def probe_host() -> list[Finding]:
-    """Look at what containers are held in here: limits, kills, sandboxes. Groups are made to see, and removed."""
-    level = Groups().level
+    """Look at what containers are held in here: limits, kills, sandboxes."""
+    level = level_here()
     return [*_limits(level), _trees(level.kill), _sandbox()]
 
 

@@ -28,10 +28,10 @@ class Mount(NamedTuple):
     point: Path
 
 
-def find_places(mountinfo: str | None = None, own: str | None = None) -> dict[str, Place]:
+def find_places(mountinfo: str | None = None, own: str | None = None, *, switch: bool = True) -> dict[str, Place]:
     """Return where `memory`, `cpu`, `pids`, `freezer` and `kill` (version 2 alone) may be had.
 
-    The texts are those of /proc/self/mountinfo and /proc/self/cgroup.
+    The texts are those of /proc/self/mountinfo and /proc/self/cgroup. Without `switch` nothing is switched on for it.
     """
     try:
         seen = list(mounts(Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo))
@@ -45,7 +45,7 @@ def find_places(mountinfo: str | None = None, own: str | None = None) -> dict[st
             continue
         if mount.version == 2:
             path = path.parent if path.name == _LEAF else path
-            for name in _delegated(path):
+            for name in _delegated(path, switch):
                 found.setdefault(name, Place(path, 2))
             found["kill"] = Place(path, 2)
         else:
@@ -86,7 +86,7 @@ def _below(mount: Mount, groups: dict[str, str]) -> Path | None:
     return None
 
 
-def _delegated(path: Path) -> list[str]:
+def _delegated(path: Path, switch: bool) -> list[str]:
     """Return the controllers of version 2 that groups below this one have, switched on here if need be and possible.
 
     A group with members may not hand controllers down; an agent that has one for itself moves into a leaf of it.
@@ -95,12 +95,12 @@ def _delegated(path: Path) -> list[str]:
         offered = set((path / "cgroup.controllers").read_text().split()) & set(_CONTROLLERS)
         if not offered:
             return []
-        switch = path / "cgroup.subtree_control"
-        if not offered <= set(switch.read_text().split()):
+        switched = path / "cgroup.subtree_control"
+        if switch and not offered <= set(switched.read_text().split()):
             if (path / "cgroup.procs").read_text().split() == [str(os.getpid())]:
                 leaf = path / _LEAF
                 leaf.mkdir(exist_ok=True)
                 (leaf / "cgroup.procs").write_text(f"{os.getpid()}")
-            switch.write_text(" ".join(f"+{name}" for name in sorted(offered)))
-        return sorted(offered & set(switch.read_text().split()))
+            switched.write_text(" ".join(f"+{name}" for name in sorted(offered)))
+        return sorted(offered & set(switched.read_text().split()))
     return []

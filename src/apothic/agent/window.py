@@ -88,6 +88,6 @@ class Window:
                 self.look()
             finally:
                 self._depth -= 1
-            # Of a batch nothing can be cut out: its code is interrupted once nobody wants any of it.
+            # Of a batch nothing can be cut out: its code is interrupted once nobody wants what it runs for.
             if self.cancelled.issuperset(self._open):
                 self._strike(*self._open)
