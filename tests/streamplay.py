@@ -82,7 +82,9 @@ class Ground(ABC):
             containers = [ContainerNews(id=held.container, state="ready", pid=7)]
         about = {"host": "h", "pid": 1, "cpu": 64.0, "memory_mb": 1 << 16}
         hello = Hello(agent=AGENT, version="0", leases=leases, containers=containers, **about)
-        await self.parts.fleet.hello(hello, lambda: None)
+        if await self.parts.catalog.key("key_play") is None:
+            await self.parts.catalog.add_key("key_play", "play", "0" * 64, ["worker"], None)
+        await self.parts.fleet.hello(hello, "key_play", lambda: None)
 
     async def report(self, *reports: Report, containers: list[ContainerNews] | None = None) -> list[str]:
         """Send a frame of the agent's; return the tokens that no longer count."""

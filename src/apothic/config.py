@@ -144,6 +144,9 @@ class Settings:
     host: str = _line(TEXT, "127.0.0.1", "server", "address to listen on")
     port: int = _line(_whole(0, 65_535), 8700, "server", "port of the API; 0 takes a free one")
     gateway_port: int = _line(_whole(0, 65_535), 8701, "server", "port of services; 0 takes a free one")
+    gateway_url: str | None = _line(
+        URL, None, "server", "where services are found, when that is not this machine's own address"
+    )
     data_dir: Path = _line(FOLDER, "~/.apothic/data", "both", "where the server keeps everything")  # noqa: RUF009
     lease_s: float = _line(_number(0.1, 3_600), 30.0, "server", "how long an agent may be silent before its jobs move")
     grace_s: float = _line(_number(0, 3_600), 10.0, "server", "time to stop by itself, before it is killed")

@@ -37,6 +37,7 @@ from apothic.store.jobs import Jobs, NewJob
 from apothic.store.stream import Page, Stream, Wish
 
 LEASE_S = 30.0
+KEY = "key_agents"
 # A minute: of a slow function, containers hold no more jobs than they run.
 DONE = Outcome(value=Packed(encoding="json", data=b"42"), ran_s=60.0)
 RAISED = Outcome(failure=Failure(kind="user", type="ValueError", message="no", retriable=True))
@@ -69,7 +70,7 @@ class Store:
         self.rung: list[str] = []
         self.frames: list[tuple[str, Downward]] = []
         self.db = Database(path, probe=Probe(), durable=False)
-        self.catalog = Catalog(self.db, self.clock)
+        self.catalog = Catalog(self.db, self.clock, self.rung.append)
         self.jobs = Jobs(self.db, self.clock, self.rung.append, random.Random(1))
         self.fleet = Fleet(self.db, self.clock, self.jobs, self.rung.append, limits.get("lease_s", LEASE_S))
         dispatcher = Dispatcher(
@@ -79,6 +80,7 @@ class Store:
         )  # fmt: skip
         self.holds = Holds(self.db, self.clock, self.jobs, lambda agent, frame: self.frames.append((agent, frame)))
         self.stream = Stream(self.db, self.jobs)
+        self.dispatcher = dispatcher
         self.db.last_word = dispatcher.last_word
         self.numbers: dict[str, int] = {}
 
@@ -87,7 +89,9 @@ class Store:
     async def hello(self, agent: str = "agt", **more: Any) -> Reconciled:
         """Let an agent say hello, with the containers and leases it still has."""
         about: dict[str, Any] = {"cpu": 64.0, "memory_mb": 1 << 16, "pid": 1} | more
-        return await self.fleet.hello(Hello(agent=agent, version="0", host="h", **about), lambda: None)
+        if await self.catalog.key(KEY) is None:
+            await self.catalog.add_key(KEY, "agents", "0" * 64, ["worker"], None)
+        return await self.fleet.hello(Hello(agent=agent, version="0", host="h", **about), KEY, lambda: None)
 
     async def news(self, agent: str, *news: ContainerNews) -> None:
         await self.fleet.reports(agent, Reports(number=0, containers=list(news)))

@@ -70,6 +70,19 @@ CORRUPTIONS: dict[str, list[str]] = {
         "UPDATE jobs SET result_sha256 = 'x'; INSERT INTO unwanted_blobs VALUES ('x', 1)",
     ],
     "blobs_counted": ["UPDATE blob_total SET bytes = bytes + 1", "INSERT INTO blobs VALUES (printf('%064d', 1), 7, 0)"],
+    "deployments_told": [
+        "DELETE FROM deployment_events",
+        "DELETE FROM deployment_events WHERE idx = 1",
+        "UPDATE deployments SET status = 'ready'",
+        "UPDATE deployments SET status = 'starting'",
+        "UPDATE deployments SET status = 'ready'; DELETE FROM containers;"
+        "UPDATE deployment_events SET status = 'draining' WHERE status = 'live'",
+    ],
+    "services_have_addresses": [
+        "INSERT INTO services (version) SELECT version FROM containers",
+        "INSERT INTO addresses (container_id, secret) SELECT id, 's' FROM containers",
+    ],
+    "services_run_no_jobs": ["INSERT INTO services (version) SELECT version FROM jobs LIMIT 1"],
 }
 
 

@@ -106,6 +106,11 @@ REFUSED = [
     ("INSERT INTO blobs VALUES ('short', 1, 0)", "sha256"),
     ("INSERT INTO blobs VALUES (printf('%064d', 1), -1, 0)", "size"),
     ("UPDATE jobs SET attempt = 'one'", "TEXT value"),
+    ("INSERT INTO services VALUES (1, 0, 0, 0)", "port"),
+    ("INSERT INTO services VALUES (1, NULL, 0, -1)", "wanted"),
+    ("INSERT INTO services VALUES (999, NULL, 0, 0)", "FOREIGN KEY"),
+    ("INSERT INTO addresses SELECT id, '', '' FROM containers", "secret"),
+    ("UPDATE deployment_events SET status = 'rumoured'", "status"),
 ]
 
 

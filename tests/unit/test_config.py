@@ -50,8 +50,9 @@ def refused(loads: Loads, *words: str, environ: dict[str, str] | None = None, **
 def test_defaults(loads: Loads, tmp_path: Path) -> None:
     settings = loads()
     assert {name: getattr(settings, name) for name in TABLE} == {
-        "host": "127.0.0.1", "port": 8700, "gateway_port": 8701, "data_dir": tmp_path / "home/.apothic/data",
-        "lease_s": 30.0, "grace_s": 10.0, "startup_timeout_s": 300.0, "payload_limit": 2 << 30,
+        "host": "127.0.0.1", "port": 8700, "gateway_port": 8701, "gateway_url": None,
+        "data_dir": tmp_path / "home/.apothic/data", "lease_s": 30.0, "grace_s": 10.0,
+        "startup_timeout_s": 300.0, "payload_limit": 2 << 30,
         "inline_limit": 64 << 10, "retention_days": 7.0, "disk_ceiling": None, "durability": "full",
         "streams_max": 10_000, "max_wait_s": 60.0, "base_url": None, "api_key": None, "autostart": True,
         "profile": "default", "config_path": tmp_path / "home/.apothic/config.toml",

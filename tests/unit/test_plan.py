@@ -170,7 +170,7 @@ CPUS = st.sampled_from([0.5, 1.0, 2.0, 5.0])
 WANTED = st.builds(
     wanted, st.integers(1, 4), st.integers(0, 12), app=st.sampled_from("ab"), slots=st.integers(1, 3),
     per_container=st.integers(1, 3), max_containers=st.integers(1, 4), cpu=CPUS, proof=st.booleans(),
-    gpus=st.sampled_from([(), ("T4",)]),
+    gpus=st.sampled_from([(), ("T4",)]), containers=st.sampled_from([0, 0, 2]),
 )  # fmt: skip
 SEATS = st.builds(
     seat, st.uuids().map(str), st.integers(1, 5), agent=st.sampled_from("xy"), app=st.sampled_from("ab"),

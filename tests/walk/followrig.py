@@ -26,11 +26,13 @@ class Follower:
     `stuck` is set while the server waits for it to take something.
     """
 
-    def __init__(self, stage: Stage, job: str, *, headers: dict[str, str] | None = None, **query: Any) -> None:
+    def __init__(
+        self, stage: Stage, job: str, *, of: str = "jobs", headers: dict[str, str] | None = None, **query: Any
+    ) -> None:
         sent = {"host": HOST, "accept": "text/event-stream", "authorization": f"Bearer {stage.key}"} | (headers or {})
         sent = {name: text for name, text in sent.items() if text}
         text = urlencode({name: value for name, value in query.items() if value is not None}, doseq=True)
-        self.scope = scope_of("http", "GET", f"/v1/jobs/{job}/events", sent, text)
+        self.scope = scope_of("http", "GET", f"/v1/{of}/{job}/events", sent, text)
         self.aborted = False
         self.scope["state"] = {"abort": self._abort}
         self.takes = asyncio.Event()

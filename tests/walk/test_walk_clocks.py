@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from walkrig import PATIENCE_S, Puppet, Stage, spec
+from walkrig import PATIENCE_S, Puppet, Stage, items, spec
 
 from apothic.control.sweeps import sweep
 from apothic.protocol.messages import Failure
 from apothic.protocol.session import ContainerNews, Outcome, StartContainer, StopContainer
+from apothic.store.jobs import HOLD_S
 
 HOUR = 3600.0
 RAISED = Outcome(failure=Failure(kind="user", type="ValueError", message="no", retriable=True))
@@ -110,7 +111,7 @@ async def test_a_control_plane_that_is_stopped_amid_a_sweep_blames_nobody(
     job = await stage.submit(await stage.live(agent))
     stopped = 0
 
-    async def stop_there() -> None:
+    async def stop_there(_at: float) -> None:
         nonlocal stopped
         stopped += 1
         if stopped == 3:
@@ -124,6 +125,37 @@ async def test_a_control_plane_that_is_stopped_amid_a_sweep_blames_nobody(
         assert await stage.status(job) == "running"
         await rounds(stage, 32)
         assert await stage.status(job) != "running"
+
+
+@pytest.mark.parametrize("amid_a_sweep", [False, True])
+async def test_a_control_plane_that_is_stopped_takes_nothing_from_a_reader_who_could_not_come_back(
+    stage: Stage, agent: Puppet, amid_a_sweep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await stage.submit(await stage.live(agent, "app", spec(stream_window=1)), body={"attached": True})
+    given = await agent.work()
+    await agent.tell(agent.report(given, began=True, said=items(*range(10))))
+    expire, stop = stage.control.jobs.expire, amid_a_sweep
+
+    async def stop_there() -> None:
+        nonlocal stop
+        if stop:
+            stage.clock._pass(10 * HOLD_S)
+            stop = False
+        await expire()
+
+    async def kept() -> int:
+        page = await stage.got(f"GET /v1/jobs/{job}/events", query={"limit": 50})
+        return sum(event["event"] == "job.stream_item" for event in page["events"])
+
+    monkeypatch.setattr(stage.control.jobs, "expire", stop_there)
+    async with sweeping(stage):
+        if not amid_a_sweep:
+            stage.clock._pass(10 * HOLD_S)
+        await rounds(stage, int(HOLD_S) - 10)
+        assert not stop
+        assert await kept() == 10
+        await rounds(stage, 20)
+        assert await kept() < 10
 
 
 async def test_an_agent_that_was_silent_for_a_term_is_given_nothing_until_it_is_back(

@@ -91,7 +91,9 @@ async def test_a_function_without_a_schedule_shows_none(stage: Stage, agent: Pup
 async def test_a_schedule_keeps_an_embedded_server_up(stage: Stage, agent: Puppet) -> None:
     await stage.live(agent, "app", spec(schedule=Period(days=7)))
     stopped = asyncio.Event()
-    loop = asyncio.create_task(idle(stage.clock, stage.control.jobs, stage.control.schedules, lambda: 0, stopped.set))
+    control = stage.control
+    idling = idle(stage.clock, control.jobs, control.schedules, control.services, lambda: 0, stopped.set)
+    loop = asyncio.create_task(idling)
 
     async def pass_(seconds: float) -> None:
         for _ in range(round(seconds / 30)):

@@ -20,7 +20,7 @@ from apothic.control.streams import Connection
 from apothic.errors import ApothicError, AuthError, InvalidRequestError, NotFoundError, PayloadTooLargeError
 from apothic.probe import Probe
 from apothic.protocol.lifecycle import FINAL
-from apothic.protocol.messages import ErrorBody, ErrorReply, FollowJob, Health, JobResult
+from apothic.protocol.messages import ErrorBody, ErrorReply, Health, JobResult
 from apothic.protocol.routes import EVENTS, ROUTES, SESSION_PATH, Route
 from apothic.store.gauges import Gauges
 
@@ -110,7 +110,7 @@ class Http:
         asker = Asker(await self._principal(route, headers, query), MSGPACK in headers.get("accept", ""))
         fields = _fields(match, in_path, query)
         if route.streamed and wants_stream(headers, query):
-            await self._stream(asker, _followed(route, fields, headers), headers, scope, receive, send)
+            await self._stream(route, asker, _followed(route, fields, headers), headers, scope, receive, send)
             return
         if route.raw:
             await self._blob(match, asker, route.ask(**fields), receive, send)
@@ -172,8 +172,9 @@ class Http:
         return await self._keys.check(text.strip())
 
     async def _stream(
-        self, asker: Asker, ask: FollowJob, headers: dict[str, str], scope: dict[str, Any], receive: Receive, send: Send
-    ) -> None:
+        self, route: Route[Any, Any], asker: Asker, ask: Any, headers: dict[str, str], scope: dict[str, Any],
+        receive: Receive, send: Send,
+    ) -> None:  # fmt: skip
         """Answer with server-sent events."""
 
         async def gone() -> None:
@@ -184,12 +185,13 @@ class Http:
             try:
                 if asker.principal.only is not None:
                     return await self._keys.still_good(asker.principal.id)
-                return (await self._identify(headers)).may(EVENTS.scope or "")
+                return (await self._identify(headers)).may(route.scope or "")
             except ApothicError:
                 return False
 
         abort = scope.get("state", {}).get("abort", lambda: None)
-        await self._plane.follow(asker, ask, Connection(send, gone, allowed, abort, asker.principal.id))
+        follow = self._plane.follow if route is EVENTS else self._plane.follow_deployment
+        await follow(asker, ask, Connection(send, gone, allowed, abort, asker.principal.id))
 
     async def _blob(self, match: _Match, asker: Asker, ask: Any, receive: Receive, send: Send) -> None:
         if match.route.method == "PUT":
@@ -232,7 +234,7 @@ class Http:
 
         try:
             self._check_origin(headers)
-            await self._identify(headers)
+            key = await self._identify(headers)
             if scope["path"] != SESSION_PATH or not await allowed():
                 raise forbidden("only an agent's key opens a session")
         except (ApothicError, Refused) as error:
@@ -240,7 +242,7 @@ class Http:
             await send({"type": "websocket.close", "code": 1008})
             return
         await send({"type": "websocket.accept", "headers": [(b"apothic-version", __version__.encode())]})
-        await self._sessions.serve(receive, send, allowed)
+        await self._sessions.serve(receive, send, key.id, allowed)
 
 
 class Refused(Exception):
@@ -275,7 +277,7 @@ def _fields(match: _Match, in_path: dict[str, str], query: dict[str, list[str]])
     return fields
 
 
-def _followed(route: Route[Any, Any], fields: dict[str, Any], headers: dict[str, str]) -> FollowJob:
+def _followed(route: Route[Any, Any], fields: dict[str, Any], headers: dict[str, str]) -> Any:
     # An EventSource that reconnects sends the URL it was made with, and its true place in this header.
     if "last-event-id" in headers:
         try:
@@ -284,8 +286,7 @@ def _followed(route: Route[Any, Any], fields: dict[str, Any], headers: dict[str,
             raise InvalidRequestError(
                 "Last-Event-ID is no index", hint="it is the id of a frame of the stream"
             ) from None
-    ask: FollowJob = _convert(route, fields)
-    return ask
+    return _convert(route, fields)
 
 
 def _split(url: str) -> SplitResult | None:

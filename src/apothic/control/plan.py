@@ -3,7 +3,8 @@
 For a version with due jobs, in this order: containers it has take them, up to what one is meant for; a new container is
 started where there is room, or where one that has nothing to do makes room; the containers it has are filled up; else
 the jobs wait. Who has no container at all comes before all this, and who waits while another holds more than its share
-gets one of that one's: it begins nothing more, finishes what it runs, and ends.
+gets one of that one's: it begins nothing more, finishes what it runs, and ends. A service runs no jobs; it has as many
+containers as are wanted of it, by the same rules.
 """
 
 from __future__ import annotations
@@ -36,17 +37,26 @@ class _Room:
         ending = [s for s in seats if s.state == "stopping" and s.since is not None and now - s.since < PATIENCE_S]
         self.later_cpu = self.cpu + sum(seat.cpu for seat in ending)
         self.later_memory_mb = self.memory_mb + sum(seat.memory_mb for seat in ending)
+        self.ports = {seat.port for seat in seats if seat.port}
+        self.later_ports = self.ports - {seat.port for seat in ending}
 
     def fits(self, wanted: Wanted) -> bool:
-        return self.cpu >= wanted.cpu and self.memory_mb >= wanted.memory_mb and self.will_fit(wanted)
+        enough = self.cpu >= wanted.cpu and self.memory_mb >= wanted.memory_mb
+        return enough and wanted.port not in self.ports and self.will_fit(wanted)
 
     def will_fit(self, wanted: Wanted) -> bool:
         enough = self.later_cpu >= wanted.cpu and self.later_memory_mb >= wanted.memory_mb
-        return enough and _has_gpu(self.host, wanted)
+        return enough and self.could_take(wanted)
+
+    def could_take(self, wanted: Wanted) -> bool:
+        """Tell whether only cpu and memory can stand in the way."""
+        return could_ever(self.host, wanted) and wanted.port not in self.later_ports
 
     def take(self, wanted: Wanted) -> None:
         self.cpu -= wanted.cpu
         self.memory_mb -= wanted.memory_mb
+        self.ports |= {wanted.port} - {0}
+        self.later_ports |= {wanted.port} - {0}
         self.promise(wanted)
 
     def promise(self, wanted: Wanted, times: int = 1) -> None:
@@ -63,6 +73,7 @@ class _Room:
         """Count on what a container leaves that finishes."""
         self.later_cpu += seat.cpu
         self.later_memory_mb += seat.memory_mb
+        self.later_ports -= {seat.port}
 
     def without(self, seats: list[Seat], wanted: Wanted, *, later: bool = False) -> list[Seat] | None:
         """Return as many of the containers as would have to go, the first ones first; `None` if all are too few."""
@@ -92,8 +103,8 @@ class _Need:
         ending = sum(s.state == "stopping" and (s.taken > 0 or not s.connected) for s in seats)
         self.owned = len(working) + ending
         unfinished = wanted.due + sum(seat.taken for seat in working)
-        target = ceil(unfinished / wanted.per_container) + ending
-        self.target = 1 if wanted.proof else min(wanted.max_containers, target)
+        target = max(wanted.containers, ceil(unfinished / wanted.per_container)) + ending
+        self.target = min(wanted.max_containers, 1 + ending if wanted.proof else target)
         self.starts: list[Start] = []
         self.stuck = False  # there is no room for another container now
         self.waiting = False  # room is kept for it
@@ -101,7 +112,8 @@ class _Need:
 
     @property
     def grows(self) -> bool:
-        return (self.left > 0 or self.wanted.proof) and self.owned < self.target
+        asked = self.left > 0 or self.wanted.containers > 0 or self.wanted.proof
+        return asked and self.owned < self.target
 
 
 class _Planner:
@@ -115,7 +127,7 @@ class _Planner:
             if host.connected
         ]
         self.shares = Shares(picture)
-        self.serving: dict[str, list[Seat]] = {}  # by agent: those of versions that have work
+        self.serving: dict[str, list[Seat]] = {}  # by agent: those of versions that have work, or requests
         self.unused: dict[str, list[Seat]] = {}
         self.stopped: set[str] = set()
         self.fed: Counter[str] = Counter()
@@ -125,7 +137,7 @@ class _Planner:
         seats: dict[int, list[Seat]] = {}
         for seat in picture.seats:
             seats.setdefault(seat.version, []).append(seat)
-            if seat.connected and seat.state == "ready" and seat.version in self.wanted:
+            if seat.connected and seat.state == "ready" and (seat.version in self.wanted or _has_requests(seat)):
                 self.serving.setdefault(seat.agent, []).append(seat)
             if seat.connected and seat.state == "ready" and seat.taken == 0:
                 self.unused.setdefault(seat.agent, []).append(seat)
@@ -136,6 +148,8 @@ class _Planner:
     def sweep(self) -> None:
         """Stop what has been idle for long enough, or belongs to a deployment that is no longer live."""
         for seat in self.seats:
+            if _has_requests(seat) and seat.state == "ready" and not seat.current:
+                self._stop(seat, "its deployment is no longer live", finish=True)
             if not self._idle(seat) or seat.version in self.wanted:
                 continue
             since = seat.idle_since if seat.idle_since is not None else self.now
@@ -217,6 +231,7 @@ class _Planner:
         room = self._room_for(wanted) if need.grows else None
         need.stuck = room is None
         if room is None:
+            self._ask_for_port(need)
             return False
         room.take(wanted)
         count = min(need.left, need.meant)
@@ -231,10 +246,10 @@ class _Planner:
         if fitting:
             return max(fitting, key=lambda room: (room.cpu, room.memory_mb))
         for room in self.rooms:
-            if could_ever(room.host, wanted) and self._make_room(room, wanted):
+            if room.could_take(wanted) and wanted.port not in room.ports and self._make_room(room, wanted):
                 return room
         # A proof only imports a module. Without this a deploy would wait for every long job of other apps to end.
-        able = [room for room in self.rooms if wanted.proof and could_ever(room.host, wanted)]
+        able = [r for r in self.rooms if wanted.proof and could_ever(r.host, wanted) and wanted.port not in r.ports]
         return max(able, key=lambda room: room.cpu) if able else None
 
     def _make_room(self, room: _Room, wanted: Wanted) -> bool:
@@ -256,6 +271,22 @@ class _Planner:
             room.give_back(seat)
         return chosen is not None
 
+    def _ask_for_port(self, need: _Need) -> None:
+        """Let the container finish that has the port which a web server has to have, where no agent has it free."""
+        port, rooms = need.wanted.port, [room for room in self.rooms if could_ever(room.host, need.wanted)]
+        if not need.grows or not port or any(port not in room.later_ports for room in rooms):
+            return
+        agents = {room.host.agent: room for room in rooms}
+        holding = (s for s in self.seats if s.port == port and s.agent in agents and s.version != need.wanted.version)
+        for seat in holding:
+            unused = self._idle(seat) and seat.version not in self.wanted
+            served = seat.since is not None and seat.since <= self.now - QUANTUM_S
+            owed = self.shares.starving(need.wanted) or self.shares.over(seat, need.wanted)
+            if seat.state == "ready" and seat.container not in self.stopped and (unused or (served and owed)):
+                self._stop(seat, "its port is for another", finish=seat.taken > 0)
+                agents[seat.agent].gets_back(seat)
+                return
+
     def _wait(self, need: _Need) -> bool:
         """Keep room that is about to be free."""
         room = next((room for room in self.rooms if room.will_fit(need.wanted)), None)
@@ -268,7 +299,7 @@ class _Planner:
         """Keep an agent clear whose containers will have had their turn: small ones would fill it again and again."""
         for room in self.rooms:
             seats = self._owed(room, need.wanted, soon=True)
-            if could_ever(room.host, need.wanted) and room.without(seats, need.wanted, later=True) is not None:
+            if room.could_take(need.wanted) and room.without(seats, need.wanted, later=True) is not None:
                 room.promise(need.wanted)
                 need.claimed = room
                 return
@@ -280,7 +311,7 @@ class _Planner:
         best: tuple[_Room, list[Seat]] | None = None
         for room in self.rooms:
             owed = self._owed(room, need.wanted)
-            chosen = room.without(owed, need.wanted, later=True) if could_ever(room.host, need.wanted) else None
+            chosen = room.without(owed, need.wanted, later=True) if room.could_take(need.wanted) else None
             if chosen is not None and (best is None or len(chosen) < len(best[1])):
                 best = room, chosen
         if best is None or (len(best[1]) > 1 and not self.shares.starving(need.wanted)):
@@ -353,6 +384,10 @@ def unsatisfiable(wanted: Wanted, hosts: tuple[Host, ...]) -> str:
     has = "; ".join(f"cpu={host.cpu:g}, memory_mb={host.memory_mb}, gpus={list(host.gpus)}" for host in hosts)
     gpus = f", gpu={list(wanted.gpus)}" if wanted.gpus else ""
     return f"no agent can ever give cpu={wanted.cpu:g}, memory_mb={wanted.memory_mb}{gpus}; the agents have {has}"
+
+
+def _has_requests(seat: Seat) -> bool:
+    return seat.serves and seat.taken > 0
 
 
 def _has_gpu(host: Host, wanted: Wanted) -> bool:

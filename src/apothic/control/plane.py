@@ -21,6 +21,7 @@ from apothic.protocol import messages as m
 from apothic.protocol import values
 from apothic.protocol.events import check_types
 from apothic.protocol.lifecycle import FINAL
+from apothic.protocol.services import SERVICE_KINDS, described
 from apothic.protocol.session import Packed
 from apothic.store.applogs import topic
 from apothic.store.blobs import Blobs
@@ -102,6 +103,14 @@ class Plane:
         view = await self._wait(deployment_id, wait_s, look)
         return view if view is not None else await self._catalog.deployment(deployment_id)
 
+    async def deployment_events(self, asker: Asker, ask: m.FollowDeployment) -> m.EventPage:
+        wait_s = min(self._bounded(ask.wait_s), LONGEST_POLL_S)
+        return paged(asker, await self._streams.page(wish(ask, oldest=True), wait_s))
+
+    async def follow_deployment(self, asker: Asker, ask: m.FollowDeployment, other: Connection) -> None:
+        """Answer with server-sent events; what `deployment_events` is in pages."""
+        await self._streams.serve(wish(ask), other, attached=False)
+
     async def list_deployments(self, asker: Asker, ask: m.ListDeployments) -> m.DeploymentList:
         return m.DeploymentList(deployments=await self._catalog.deployments(ask.app))
 
@@ -115,10 +124,7 @@ class Plane:
         return await self._catalog.app(ask.app)
 
     async def stop_app(self, asker: Asker, ask: m.StopApp) -> m.AppView:
-        view = await self._catalog.stop_app(ask.app)
-        for deployment in await self._catalog.deployments(ask.app):
-            self._hub.ring(deployment.id)  # whoever waits for one that was being started
-        return view
+        return await self._catalog.stop_app(ask.app)
 
     async def app_logs(self, asker: Asker, ask: m.ShowAppLogs) -> m.AppLogs:
         await self._catalog.app(ask.app)
@@ -350,16 +356,18 @@ def told(asker: Asker, ended: Ended) -> m.JobResult:
     return m.JobResult(job=ended.job, value=value)
 
 
-def wish(ask: m.FollowJob, *, oldest: bool = False) -> Wish:
+def wish(ask: m.FollowJob | m.FollowDeployment, *, oldest: bool = False) -> Wish:
     """Return what a reader asks for, checked. Raises `InvalidRequestError`."""
-    try:
-        types = check_types(ask.type)
-    except ValueError as error:
-        raise InvalidRequestError(str(error)) from None
     if ask.after is not None and ask.after < -1:
         raise InvalidRequestError("after is the index that was dealt with last, or -1 for none")
     if not 1 <= ask.limit <= PAGE_EVENTS:
         raise InvalidRequestError(f"limit is a number of events from 1 to {PAGE_EVENTS:,}")
+    if isinstance(ask, m.FollowDeployment):
+        return Wish(ask.deployment, ask.after, limit=ask.limit, oldest=oldest, deployment=True)
+    try:
+        types = check_types(ask.type)
+    except ValueError as error:
+        raise InvalidRequestError(str(error)) from None
     return Wish(ask.job, ask.after, types, ask.snapshot, ask.limit, oldest)
 
 
@@ -391,6 +399,10 @@ def check_manifest(ask: m.Deploy) -> None:
     for spec in manifest.functions:
         if not spec.payload and not (spec.module and spec.qualname):
             raise InvalidRequestError(f"function {spec.name!r} needs a module and a qualname, or a payload")
+        if spec.kind in SERVICE_KINDS and spec.options.schedule is not None:
+            raise InvalidRequestError(
+                f"{spec.name!r} is {described(spec.kind)} and runs no jobs, so it has no schedule"
+            )
 
 
 def check_options(options: m.CallOptions) -> m.CallOptions:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from apothic.clock import Clock
-from apothic.errors import ApothicError, StorageFullError
+from apothic.errors import ApothicError, AuthError, StorageFullError
 from apothic.probe import Probe
 from apothic.protocol.session import (
     Acknowledge,
@@ -53,9 +53,12 @@ class Session:
         self._frames.put_nowait(frame)
 
     def forget(self) -> None:
-        """Drop what was pushed and not yet sent."""
+        """Drop what was pushed and not yet sent, but for the end: another session may be in this one's place."""
+        is_over = False
         while not self._frames.empty():
-            self._frames.get_nowait()
+            is_over |= self._frames.get_nowait() is None
+        if is_over:
+            self.push(None)
 
     async def send_all(self, welcome: Welcome) -> None:
         """Send the welcome, then whatever is pushed, until the session is closed."""
@@ -112,8 +115,8 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    async def serve(self, receive: Receive, send: Send, allowed: Allowed) -> None:
-        """Run one session from hello to its end, or until `allowed` says that its key opens it no longer."""
+    async def serve(self, receive: Receive, send: Send, key: str, allowed: Allowed) -> None:
+        """Run one session from hello to its end, or until `allowed` says that `key` opens it no longer."""
         session = Session(send)
         sending: asyncio.Task[None] | None = None
         applying: set[asyncio.Task[None]] = set()
@@ -124,7 +127,7 @@ class Sessions:
                 if isinstance(frame, Hello):
                     if sending is not None:
                         raise ValueError("a session has one hello")
-                    sending = await self._hello(session, frame)
+                    sending = await self._hello(session, frame, key)
                 elif isinstance(frame, Renew) and not await allowed():
                     log.warning("session.key agent=%s", session.agent)
                     code = 1008
@@ -139,7 +142,7 @@ class Sessions:
             code = 1007
         except ApothicError as error:  # of the hello: on a full disk, for one. It will come again
             log.warning("session.refused agent=%s error=%s", session.agent, error.message)
-            code = 1013
+            code = 1008 if isinstance(error, AuthError) else 1013
         finally:
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 if sending is not None:
@@ -150,15 +153,16 @@ class Sessions:
                     await send({"type": "websocket.close", "code": code})
             await self._ended(session)
 
-    async def _hello(self, session: Session, hello: Hello) -> asyncio.Task[None]:
+    async def _hello(self, session: Session, hello: Hello, key: str) -> asyncio.Task[None]:
         session.agent = hello.agent
+        await self._fleet.admit(hello.agent, key)  # before the session of whoever has that name is touched
         before = self._sessions.get(hello.agent)
         if before is not None:
             before.push(None)
         # Registered before the store knows the agent: what is pushed by that very commit waits behind the welcome. What
         # earlier commits push meanwhile is void, because the hello takes back what the agent has not heard of.
         self._sessions[hello.agent] = session
-        reconciled = await self._fleet.hello(hello, session.forget)
+        reconciled = await self._fleet.hello(hello, key, session.forget)
         log.info("session.hello agent=%s pid=%d containers=%d", hello.agent, hello.pid, len(hello.containers))
         welcome = msgspec.structs.replace(
             self._welcome, dead_leases=reconciled.dead_leases, dead_containers=reconciled.dead_containers

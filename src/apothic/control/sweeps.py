@@ -14,6 +14,7 @@ from apothic.store.fleet import Fleet, Overdue
 from apothic.store.holds import Holds
 from apothic.store.jobs import Jobs
 from apothic.store.schedules import Schedules
+from apothic.store.services import Services
 
 Drop = Callable[[list[Overdue]], None]  # tell agents which of their leases are over
 
@@ -66,7 +67,7 @@ async def sweep(jobs: Jobs, fleet: Fleet, holds: Holds, drop: Drop, clock: Clock
                 log.warning("sweep.clock_put_back seconds=%.1f", back_s)
                 await jobs.clock_put_back(back_s)
             await jobs.expire()
-            await holds.sweep()
+            await holds.sweep(at)
             swept = await fleet.sweep(at)
             drop(swept.overdue)
             if swept.next_due is not None:
@@ -118,13 +119,14 @@ async def unlock(waits: Waits, fleet: Fleet, clock: Clock) -> None:
 
 
 async def idle(
-    clock: Clock, jobs: Jobs, schedules: Schedules, requests: Callable[[], int], stop: Callable[[], None]
-) -> None:
-    """Call `stop` once there was no request, no unfinished job and no schedule for `IDLE_S`."""
+    clock: Clock, jobs: Jobs, schedules: Schedules, services: Services, requests: Callable[[], int],
+    stop: Callable[[], None],
+) -> None:  # fmt: skip
+    """Call `stop` once there was no request, no unfinished job, no schedule and no live service for `IDLE_S`."""
     seen, since = requests(), clock.monotonic()
     while True:
         await clock.sleep(min(IDLE_S / 10, 30.0))
-        if requests() != seen or await jobs.unfinished() or await schedules.any():
+        if requests() != seen or await jobs.unfinished() or await schedules.any() or await services.any():
             seen, since = requests(), clock.monotonic()
         elif clock.monotonic() - since >= IDLE_S:
             log.info("server.idle seconds=%d", IDLE_S)

@@ -19,6 +19,7 @@ from apothic.protocol.messages import Value
 LOG, ITEM, STATUS = "job.log", "job.stream_item", "job.status"
 RESULT, ERROR, END = "job.result", "job.error", "job.end"
 RESET, SNAPSHOT = "job.reset", "job.snapshot"
+DEPLOYMENT_STATUS = "deployment.status"  # the one type of a deployment's stream
 STORED = (LOG, ITEM, STATUS, RESULT, ERROR, END)
 EVENT_TYPES = (*STORED, RESET, SNAPSHOT)
 # What can flood, and is therefore trimmed; each numbers its own events by this field of the data.

@@ -419,6 +419,15 @@ class FollowJob(Struct, frozen=True, kw_only=True, omit_defaults=True):
     token: str | None = None
 
 
+class FollowDeployment(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Ask for what became of a deployment behind `after`; `limit` and `wait_s` are for pages of JSON."""
+
+    deployment: str
+    after: int | None = None
+    limit: int = 1_000
+    wait_s: float = 0.0
+
+
 class Event(Struct, frozen=True, kw_only=True):
     """One event; `data` as the stream's frame has it. The docs on streams say what is in it."""
 
@@ -428,9 +437,10 @@ class Event(Struct, frozen=True, kw_only=True):
 
 
 class EventPage(Struct, frozen=True, kw_only=True):
-    """A page of a job's events: the `snapshot` came before them, the `reset` comes behind them.
+    """A page of the events of a job or a deployment: the `snapshot` came before them, the `reset` comes behind them.
 
     `next_index` goes into `after` for the next page. `end` says that none follows: `job.end` is in this one, or before.
+    What becomes of a deployment has no end: an older one can be made live again.
     """
 
     events: list[Event]

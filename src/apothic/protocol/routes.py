@@ -68,6 +68,11 @@ SHOW_DEPLOYMENT = _route(
     "show_deployment", "GET /v1/deployments/{deployment}", m.ShowDeployment, m.DeploymentView,
     "One deployment; wait_s waits until it is live or has failed", scope="read:jobs",
 )  # fmt: skip
+DEPLOYMENT_EVENTS = _route(
+    "deployment_events", "GET /v1/deployments/{deployment}/events", m.FollowDeployment, m.EventPage,
+    "What becomes of a deployment: server-sent with Accept: text/event-stream, else a page", scope="read:jobs",
+    streamed=True,
+)  # fmt: skip
 LIST_APPS = _route("list_apps", "GET /v1/apps", m.ListApps, m.AppList, "All apps", scope="read:jobs")
 SHOW_APP = _route("show_app", "GET /v1/apps/{app}", m.ShowApp, m.AppView, "One app", scope="read:jobs")
 STOP_APP = _route("stop_app", "DELETE /v1/apps/{app}", m.StopApp, m.AppView, "Stop an app", scope="deploy")
@@ -134,9 +139,9 @@ REVOKE_KEY = _route("revoke_key", "DELETE /v1/keys/{key}", m.RevokeKey, m.KeyVie
 LIST_AGENTS = _route("list_agents", "GET /v1/agents", m.ListAgents, m.AgentList, "The fleet", scope="read:jobs")
 
 ROUTES: tuple[Route[Any, Any], ...] = (
-    HEALTHZ, READYZ, DEPLOY, LIST_DEPLOYMENTS, ACTIVATE, SHOW_DEPLOYMENT, LIST_APPS, SHOW_APP, STOP_APP,
-    APP_LOGS, FIND_FUNCTIONS, SHOW_FUNCTION, SUBMIT, SUBMIT_BATCH, GATHER, LIST_JOBS, SHOW_JOB, RESULT, LOGS, EVENTS,
-    STREAM_TOKEN, CANCEL, RETRY, PUT_BLOB, HEAD_BLOB, GET_BLOB, LIST_KEYS, CREATE_KEY, REVOKE_KEY, LIST_AGENTS,
+    HEALTHZ, READYZ, DEPLOY, LIST_DEPLOYMENTS, ACTIVATE, SHOW_DEPLOYMENT, DEPLOYMENT_EVENTS, LIST_APPS, SHOW_APP,
+    STOP_APP, APP_LOGS, FIND_FUNCTIONS, SHOW_FUNCTION, SUBMIT, SUBMIT_BATCH, GATHER, LIST_JOBS, SHOW_JOB, RESULT, LOGS,
+    EVENTS, STREAM_TOKEN, CANCEL, RETRY, PUT_BLOB, HEAD_BLOB, GET_BLOB, LIST_KEYS, CREATE_KEY, REVOKE_KEY, LIST_AGENTS,
 )  # fmt: skip
 
 SESSION_PATH = "/v1/agents/session"  # the agent's websocket

@@ -54,6 +54,15 @@ class ServiceSpec(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
         force_setattr(self, "startup_timeout_s", float(wait))
 
 
+def described(kind: str) -> str:
+    """Return a kind with its article, as messages say it.
+
+    >>> described("asgi"), described("web_server")
+    ('an asgi service', 'a web_server service')
+    """
+    return f"a{'n' if kind[0] in 'ae' else ''} {kind} service"
+
+
 def mount(app: str, name: str) -> str:
     """Return the path below which a service's own paths begin."""
     return f"/{app}/{name}"

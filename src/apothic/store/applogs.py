@@ -11,6 +11,8 @@ from apothic.store.db import Tx
 KEPT = 10_000
 LARGEST_PAGE = 10_000
 
+Columns = tuple[str, str, str, str, float, bool]  # function, container, stream, text, time, goes on
+
 
 def append(tx: Tx, agent_id: str, said: ContainerSaid) -> str | None:
     """Store a container's own lines, each once, and let go of the oldest; return the app that has new ones."""
@@ -21,20 +23,23 @@ def append(tx: Tx, agent_id: str, said: ContainerSaid) -> str | None:
     lines = said.lines[max(0, seen - said.first) :]
     if not lines:
         return None
-    newest = tx.one("newest_app_line", app=row["app"])
-    assert newest is not None
-    first = 0 if newest[0] is None else newest[0] + 1
-    tx.many(
-        "insert_app_line",
-        [
-            (row["app"], index, row["function"], said.container, line.stream, line.text, line.at, line.cont)
-            for index, line in enumerate(lines, first)
-            if line.stream != "system"
-        ],
-    )
-    tx.run("trim_app_lines", app=row["app"], upto=first + len(lines) - 1 - KEPT)
+    told: list[Columns] = [
+        (row["function"], said.container, line.stream, line.text, line.at, line.cont)
+        for line in lines
+        if line.stream != "system"
+    ]
+    add(tx, row["app"], told)
     tx.run("note_said", id=said.container, said=said.first + len(said.lines))
     return str(row["app"])
+
+
+def add(tx: Tx, app: str, lines: list[Columns]) -> None:
+    """Store lines behind those that are there, and let go of the oldest."""
+    newest = tx.one("newest_app_line", app=app)
+    assert newest is not None
+    first = 0 if newest[0] is None else newest[0] + 1
+    tx.many("insert_app_line", [(app, index, *line) for index, line in enumerate(lines, first)])
+    tx.run("trim_app_lines", app=app, upto=first + len(lines) - 1 - KEPT)
 
 
 def read(tx: Tx, ask: ShowAppLogs) -> AppLogs:

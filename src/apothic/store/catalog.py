@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sqlite3
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -18,14 +19,14 @@ from apothic.protocol.messages import (
     AppManifest,
     AppView,
     DeploymentView,
-    Failure,
     FunctionSpec,
     FunctionView,
     KeyView,
     ShowAppLogs,
 )
-from apothic.store import applogs, schedules, views
+from apothic.store import applogs, services, views
 from apothic.store.db import Database, Tx
+from apothic.store.rollout import Rollout, no_deployment
 
 
 class MissingBlobs(Exception):
@@ -39,9 +40,11 @@ class MissingBlobs(Exception):
 class Catalog:
     """What is deployed, and who may use it."""
 
-    def __init__(self, db: Database, clock: Clock) -> None:
+    def __init__(self, db: Database, clock: Clock, ring: Callable[[str], None]) -> None:
         self._db = db
         self._clock = clock
+        self._ring = ring
+        self.gateway_url: str | None = None  # where services are found
 
     async def missing_blobs(self, manifest: AppManifest) -> list[str]:
         """Return the hashes that the manifest names and that are not here; those that are stay for a while."""
@@ -71,7 +74,7 @@ class Catalog:
                 self._again(tx, same)
             tx.run("ask_for", app=manifest.app, id=deployment_id)
             tx.queue_changed = True
-            return _view(tx, deployment_id)
+            return self._view(tx, deployment_id)
 
         return await self._db.write(write)
 
@@ -86,14 +89,20 @@ class Catalog:
             row = tx.one("function_id", app=manifest.app, name=spec.name)
             assert row is not None
             tx.run("insert_version", deployment_id=deployment_id, function_id=row["id"], **_version(spec))
+            services.insert(tx, spec, deployment_id, row["id"])
+        rollout = self._rollout(tx)
+        rollout.build(deployment_id)
         if not manifest.functions:  # nothing that could fail to start
-            make_live(tx, manifest.app, deployment_id, now)
+            rollout.go_live(manifest.app, deployment_id)
 
     def _again(self, tx: Tx, deployment: sqlite3.Row) -> None:
         if deployment["status"] == "ready":
-            make_live(tx, deployment["app"], deployment["id"], self._clock.now())
+            self._rollout(tx).go_live(deployment["app"], deployment["id"])
         elif deployment["status"] in ("failed", "stopped"):
-            tx.run("set_deployment", id=deployment["id"], status="starting", failure=None)
+            self._rollout(tx).again(deployment["app"], deployment["id"])
+
+    def _rollout(self, tx: Tx) -> Rollout:
+        return Rollout(tx, self._clock.now(), self._ring)
 
     async def activate(self, app: str, deployment_id: str) -> DeploymentView:
         """Make an older version live again. Raises `NotFoundError`, `ConflictError` (it never started)."""
@@ -104,19 +113,23 @@ class Catalog:
                 raise NotFoundError(
                     f"{app} has no deployment {deployment_id}", hint=f"`apothic app show {app}` lists them"
                 )
-            if row["status"] not in ("ready", "stopped", "live"):
-                raise ConflictError(f"{deployment_id} is {row['status']}", hint="deploy a version that starts")
+            never = row["status"] == "stopped" and tx.one("has_started", id=deployment_id) is None
+            if never or row["status"] not in ("ready", "stopped", "live"):
+                raise ConflictError(
+                    f"{deployment_id} is {row['status']}{', and never started' * never}",
+                    hint="deploy a version that starts",
+                )
             if row["status"] != "live":
-                make_live(tx, app, deployment_id, self._clock.now())
+                self._rollout(tx).go_live(app, deployment_id)
             tx.run("ask_for", app=app, id=deployment_id)
             tx.queue_changed = True
-            return _view(tx, deployment_id)
+            return self._view(tx, deployment_id)
 
         return await self._db.write(write)
 
     async def deployment(self, deployment_id: str) -> DeploymentView:
         """Return one deployment. Raises `NotFoundError`."""
-        return await self._db.read(lambda tx: _view(tx, deployment_id))
+        return await self._db.read(lambda tx: self._view(tx, deployment_id))
 
     async def deployments(self, app: str) -> list[DeploymentView]:
         """Return an app's versions, newest first. Raises `NotFoundError`."""
@@ -124,17 +137,17 @@ class Catalog:
         def read(tx: Tx) -> list[DeploymentView]:
             _app(tx, app)
             rows = tx.all("deployments_of_app", app=app)
-            return [views.deployment(row, tx.all("versions_of_deployment", id=row["id"])) for row in rows]
+            return [self._deployment(tx, row) for row in rows]
 
         return await self._db.read(read)
 
     async def apps(self) -> list[AppView]:
         """Return all apps, by name."""
-        return await self._db.read(lambda tx: [_app_view(tx, row) for row in tx.all("apps")])
+        return await self._db.read(lambda tx: [self._app_view(tx, row) for row in tx.all("apps")])
 
     async def app(self, name: str) -> AppView:
         """Return one app. Raises `NotFoundError`."""
-        return await self._db.read(lambda tx: _app_view(tx, _app(tx, name)))
+        return await self._db.read(lambda tx: self._app_view(tx, _app(tx, name)))
 
     async def app_logs(self, ask: ShowAppLogs) -> AppLogs:
         """Return lines of an app that belong to no job."""
@@ -145,18 +158,19 @@ class Catalog:
 
         def write(tx: Tx) -> AppView:
             _app(tx, name)
-            tx.run("stop_deployments", app=name)
-            tx.run("end_schedules", app=name)
-            tx.run("stop_app", name=name)
+            self._rollout(tx).stop(name)
             tx.queue_changed = True
-            return _app_view(tx, _app(tx, name))
+            return self._app_view(tx, _app(tx, name))
 
         return await self._db.write(write)
 
     async def functions(self, app: str | None, name: str | None) -> list[FunctionView]:
         """Return functions of live deployments."""
         return await self._db.read(
-            lambda tx: [views.function(row, row["app"]) for row in tx.all("live_functions", app=app, name=name)]
+            lambda tx: [
+                views.function(row, row["app"], self.gateway_url)
+                for row in tx.all("live_functions", app=app, name=name)
+            ]
         )
 
     async def function(self, function_id: str) -> FunctionView:
@@ -168,9 +182,28 @@ class Catalog:
                 raise NotFoundError(
                     f"there is no live function {function_id}", hint="`apothic app list` shows what is deployed"
                 )
-            return views.function(row, row["app"])
+            return views.function(row, row["app"], self.gateway_url)
 
         return await self._db.read(read)
+
+    def _view(self, tx: Tx, deployment_id: str) -> DeploymentView:
+        row = tx.one("deployment", id=deployment_id)
+        if row is None:
+            raise no_deployment(deployment_id)
+        return self._deployment(tx, row)
+
+    def _deployment(self, tx: Tx, row: sqlite3.Row) -> DeploymentView:
+        return views.deployment(row, tx.all("versions_of_deployment", id=row["id"]), self.gateway_url)
+
+    def _app_view(self, tx: Tx, row: sqlite3.Row) -> AppView:
+        functions = tx.all("versions_of_deployment", id=row["live"] or "")
+        return AppView(
+            name=row["name"],
+            created_at=row["created_at"],
+            deployment_id=row["live"],
+            stopped=bool(row["stopped"]),
+            functions=[views.function(each, row["name"], self.gateway_url) for each in functions],
+        )
 
     # --- keys and secrets ---------------------------------------------------------------------------------------
 
@@ -240,27 +273,6 @@ class Catalog:
         return await self._db.write(write)
 
 
-def make_live(tx: Tx, app: str, deployment_id: str, now: float) -> None:
-    """Let a deployment answer for its app, and its schedules begin; the one before stays ready."""
-    tx.run("retire_live", app=app)
-    tx.run("set_deployment", id=deployment_id, status="live", failure=None)
-    tx.run("go_live", name=app, id=deployment_id)
-    schedules.hand_over(tx, app, deployment_id, now)
-
-
-def prove(tx: Tx, app: str, deployment_id: str, now: float) -> None:
-    """Let a deployment that has shown that it starts go live, unless one that was asked for later is live already."""
-    if tx.one("newer_live", id=deployment_id) is None:
-        make_live(tx, app, deployment_id, now)
-    else:
-        tx.run("set_deployment", id=deployment_id, status="ready", failure=None)
-
-
-def mark_failed(tx: Tx, deployment_id: str, failure: Failure) -> None:
-    """Record that a deployment did not start; what was live before stays so."""
-    tx.run("set_deployment", id=deployment_id, status="failed", failure=views.encode(failure))
-
-
 def blobs_of(manifest: AppManifest) -> list[str]:
     """Return every hash that a manifest names, once."""
     payloads = [spec.payload for spec in manifest.functions if spec.payload is not None]
@@ -302,30 +314,11 @@ def _version(spec: FunctionSpec) -> dict[str, Any]:
     }
 
 
-def _view(tx: Tx, deployment_id: str) -> DeploymentView:
-    row = tx.one("deployment", id=deployment_id)
-    if row is None:
-        raise NotFoundError(f"there is no deployment {deployment_id}", hint="`apothic app show APP` lists an app's")
-    return views.deployment(row, tx.all("versions_of_deployment", id=deployment_id))
-
-
 def _app(tx: Tx, name: str) -> sqlite3.Row:
     row = tx.one("app", name=name)
     if row is None:
         raise NotFoundError(f"there is no app {name!r}", hint="`apothic app list` shows what is deployed")
     return row
-
-
-def _app_view(tx: Tx, row: sqlite3.Row) -> AppView:
-    return AppView(
-        name=row["name"],
-        created_at=row["created_at"],
-        deployment_id=row["live"],
-        stopped=bool(row["stopped"]),
-        functions=[
-            views.function(each, row["name"]) for each in tx.all("versions_of_deployment", id=row["live"] or "")
-        ],
-    )
 
 
 def _key(tx: Tx, key_id: str) -> KeyView:

@@ -11,18 +11,20 @@ import secrets
 import sqlite3
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from apothic.clock import Clock
 from apothic.protocol import ids
 from apothic.protocol.messages import Failure
+from apothic.protocol.services import SERVICE_KINDS
 from apothic.protocol.session import Assignment, Downward, StartContainer, StopContainer, Work
-from apothic.store import views
+from apothic.store import services, views
 from apothic.store.attempts import Moves
-from apothic.store.catalog import mark_failed
 from apothic.store.db import Tx
 from apothic.store.jobs import Jobs
 from apothic.store.pace import Pace
 from apothic.store.picture import Host, Picture, Place, Refuse, Seat, Start, Step, Stop, Wanted
+from apothic.store.rollout import Rollout
 from apothic.store.turns import Turns
 
 Plan = Callable[[Picture], list[Step]]
@@ -51,6 +53,7 @@ class Dispatcher:
         self._sign = sign
         self._ring = ring
         self._lease_s = lease_s
+        self.obituary: services.Obituary = services.unheard
 
     def last_word(self, tx: Tx) -> None:
         """Place all that can be placed now."""
@@ -62,6 +65,7 @@ class Dispatcher:
         moves = self._jobs.moves(tx)
         frames: dict[str, list[Downward]] = {}
         agents = {seat.container: seat.agent for seat in picture.seats}
+        serve = {seat.container for seat in picture.seats if seat.serves}
         for step in steps:
             match step:
                 case Place(version, container, count):
@@ -73,6 +77,8 @@ class Dispatcher:
                     frames[agent] += self._claim(tx, moves, version, container, count)
                 case Stop(container, reason, finish):
                     tx.run("container_stopping", id=container)
+                    if container in serve:
+                        services.changed(tx, self._ring)
                     stop = StopContainer(container=container, reason=reason, finish=finish)
                     frames.setdefault(agents[container], []).append(stop)
                 case Refuse(version, message):
@@ -112,12 +118,19 @@ class Dispatcher:
         tx.run("insert_container", id=container, agent_id=agent, version=version)
         row = tx.one("version_start", id=version)
         assert row is not None
+        spec, secret = views.spec(row["spec"]), ""
+        if spec.kind in SERVICE_KINDS:
+            secret = secrets.token_hex(16)
+            tx.run("insert_address", id=container, secret=secret)
+        if row["status"] == "starting":
+            Rollout(tx, self._clock.now(), self._ring).start(row["deployment_id"])
         return StartContainer(
             container=container,
             deployment=row["deployment_id"],
             app=row["app"],
-            function=views.spec(row["spec"]),
+            function=spec,
             files=views.manifest(row["manifest"]).files,
+            secret=secret,
         )
 
     def _refuse(self, tx: Tx, moves: Moves, version: int, message: str) -> None:
@@ -126,45 +139,30 @@ class Dispatcher:
             moves.fail_waiting(job, failure)
         row = tx.one("version_start", id=version)
         assert row is not None
-        if tx.one("deployment_starting", id=row["deployment_id"]) is not None:
-            mark_failed(tx, row["deployment_id"], failure)
-            tx.then(lambda: self._ring(row["deployment_id"]))
+        if row["status"] == "starting":
+            Rollout(tx, self._clock.now(), self._ring).fail(row["deployment_id"], failure)
+        elif views.spec(row["spec"]).kind in SERVICE_KINDS:
+            tx.then(partial(self.obituary, "", version, "starting", failure))
 
 
 def read_picture(tx: Tx, now: float, monotonic: float, pace: Pace, turns: Turns | None = None) -> Picture:
     """Read how things stand, in the transaction's own snapshot. Without `turns` nobody has to make room for others."""
     seats = tx.all("seats")
     due = [(row, _due(tx, row, now, pace.ahead(row["id"]))) for row in tx.all("wanting")]
+    demands = tx.all("demands")
     if turns is None:
         turns = Turns()
     else:
-        turns.look(seats, [row["id"] for row, count in due if count], monotonic)
+        turns.look(seats, [row["id"] for row, count in due if count] + [row["id"] for row in demands], monotonic)
     wanted = [_wanted(row, count, turns) for row, count in due if count]
+    wanted += [_wanted(row, 0, turns, containers=row["wanted"], port=row["port"] or 0) for row in demands]
     have = {each.version for each in wanted}
-    wanted += [_wanted(row, 0, turns, proof=True) for row in tx.all("proofs") if row["id"] not in have]
+    proofs = [row for row in tx.all("proofs") if row["id"] not in have]
+    wanted += [_wanted(row, 0, turns, proof=True, containers=1, port=row["port"] or 0) for row in proofs]
     return Picture(
         now=monotonic,
         wanted=tuple(wanted),
-        seats=tuple(
-            Seat(
-                container=row["id"],
-                agent=row["agent_id"],
-                version=row["version"],
-                app=row["app"],
-                state=row["state"],
-                connected=bool(row["connected"]),
-                slots=row["slots"],
-                taken=row["taken"],
-                cpu=row["cpu"],
-                memory_mb=row["memory_mb"],
-                keep_warm_s=row["keep_warm_s"],
-                idle_since=row["idle_since"],
-                current=row["status"] in ("live", "starting"),
-                ahead=pace.ahead(row["version"]),
-                since=turns.since(row["id"]),
-            )
-            for row in seats
-        ),
+        seats=tuple(_seat(row, pace, turns) for row in seats),
         hosts=tuple(
             Host(row["id"], row["cpu"], row["memory_mb"], tuple(json.loads(row["gpus"])), bool(row["connected"]))
             for row in tx.all("hosts")
@@ -190,7 +188,30 @@ def _due(tx: Tx, row: sqlite3.Row, now: float, ahead: int) -> int:
     return int(count[0])
 
 
-def _wanted(row: sqlite3.Row, due: int, turns: Turns, *, proof: bool = False) -> Wanted:
+def _seat(row: sqlite3.Row, pace: Pace, turns: Turns) -> Seat:
+    has_requests = row["idle_since"] is None and row["state"] != "starting"
+    return Seat(
+        container=row["id"],
+        agent=row["agent_id"],
+        version=row["version"],
+        app=row["app"],
+        state=row["state"],
+        connected=bool(row["connected"]),
+        slots=row["slots"],
+        taken=int(has_requests) if row["serves"] else row["taken"],
+        cpu=row["cpu"],
+        memory_mb=row["memory_mb"],
+        keep_warm_s=row["keep_warm_s"],
+        idle_since=row["idle_since"],
+        current=row["status"] in ("live", "starting"),
+        ahead=pace.ahead(row["version"]),
+        since=turns.since(row["id"]),
+        serves=bool(row["serves"]),
+        port=row["port"] or 0,
+    )
+
+
+def _wanted(row: sqlite3.Row, due: int, turns: Turns, **more: Any) -> Wanted:
     return Wanted(
         version=row["id"],
         app=row["app"],
@@ -201,8 +222,8 @@ def _wanted(row: sqlite3.Row, due: int, turns: Turns, *, proof: bool = False) ->
         cpu=row["cpu"],
         memory_mb=row["memory_mb"],
         gpus=tuple(json.loads(row["gpu"] or "[]")),
-        proof=proof,
         served=turns.served(row["id"]),
         app_served=turns.served(row["app"]),
         hungry_since=turns.hungry_since(row["id"]),
+        **more,
     )

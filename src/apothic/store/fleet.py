@@ -9,18 +9,19 @@ from functools import partial
 from typing import NamedTuple
 
 from apothic.clock import Clock
+from apothic.errors import AuthError
 from apothic.protocol.lifecycle import Status
 from apothic.protocol.messages import AgentView, Failure
 from apothic.protocol.session import ContainerNews, Hello, Outcome, Report, Reports
-from apothic.store import applogs, views
+from apothic.store import applogs, services, views
 from apothic.store.attempts import IllegalMove, Moves
-from apothic.store.catalog import mark_failed, prove
 from apothic.store.db import Database, Tx
 from apothic.store.dispatch import read_picture
 from apothic.store.events import Refused
 from apothic.store.jobs import Jobs, Running
 from apothic.store.pace import Pace
 from apothic.store.picture import Standing
+from apothic.store.rollout import Rollout
 from apothic.store.verdicts import LOST
 
 Ring = Callable[[str], None]
@@ -66,6 +67,7 @@ class Fleet:
         self._jobs = jobs
         self._ring = ring
         self._lease_s = lease_s
+        self.obituary: services.Obituary = services.unheard
 
     async def restart(self) -> None:
         """Begin a control plane's life: no sessions, and a full new term for every lease, by the new clock."""
@@ -75,12 +77,19 @@ class Fleet:
             tx.run("disconnect_agents", gone_at=until)
             tx.run("renew_all", expires_at=until)
             tx.run("restart_idle", now=self._clock.monotonic())
+            tx.run("forget_demands", app=None)  # the gateway is new as well
             tx.queue_changed = True
 
         await self._db.write(write)
 
-    async def hello(self, hello: Hello, forget: Callable[[], None]) -> Reconciled:
+    async def admit(self, agent_id: str, key: str) -> None:
+        """Raise `AuthError` if another key, which is still good, speaks for this agent."""
+        await self._db.read(lambda tx: self._check_key(tx, agent_id, key))
+
+    async def hello(self, hello: Hello, key: str, forget: Callable[[], None]) -> Reconciled:
         """Take an agent in, new or come back, and say what of its is dead or is to be cancelled.
+
+        Raises `AuthError` as `admit` does; otherwise it is `key` that speaks for the agent from now on.
 
         What it was told to do and never heard of goes back to the queue. `forget` is called at the commit, after what
         earlier commits push and before what this one does: what they gave the agent has just been taken from it.
@@ -90,10 +99,12 @@ class Fleet:
             tx.reach("hello.before")
             tx.then(forget)
             now = self._clock.monotonic()
+            self._check_key(tx, hello.agent, key)
             tx.run(
                 "upsert_agent", id=hello.agent, host=hello.host, pid=hello.pid, release=hello.version,
                 cpu=hello.cpu, memory_mb=hello.memory_mb, gpus=json.dumps(hello.gpus),
             )  # fmt: skip
+            tx.run("bind_agent", id=hello.agent, key=key)
             moves = self._jobs.moves(tx)
             held = {lease.token for lease in hello.leases}
             has = {news.id for news in hello.containers if news.state != "gone"}
@@ -108,6 +119,7 @@ class Fleet:
                 if news.id in known:
                     self._container_news(tx, moves, news)
             tx.run("renew_leases", agent_id=hello.agent, expires_at=now + self._lease_s)
+            services.changed(tx, self._ring)
             if hello.leaving:
                 tx.run("disconnect_agent", id=hello.agent, gone_at=now + self._lease_s)
             alive = {row["token"] for row in tx.all("tokens_of_agent", agent_id=hello.agent)}
@@ -166,7 +178,12 @@ class Fleet:
     async def disconnected(self, agent_id: str) -> None:
         """Note that a session ended; the agent has a lease's time to come back."""
         gone_at = self._clock.monotonic() + self._lease_s
-        await self._db.write(lambda tx: tx.run("disconnect_agent", id=agent_id, gone_at=gone_at))
+
+        def write(tx: Tx) -> None:
+            tx.run("disconnect_agent", id=agent_id, gone_at=gone_at)
+            services.changed(tx, self._ring)
+
+        await self._db.write(write)
 
     async def leaving(self, agent_id: str) -> None:
         """Give a leaving agent nothing more, and all its leases another term: it counts as away, but still reports."""
@@ -175,6 +192,7 @@ class Fleet:
             until = self._clock.monotonic() + self._lease_s
             tx.run("agent_leaving", id=agent_id, gone_at=until)
             tx.run("renew_leases", agent_id=agent_id, expires_at=until)
+            services.changed(tx, self._ring)
 
         await self._db.write(write)
 
@@ -184,6 +202,7 @@ class Fleet:
         def write(tx: Tx) -> None:
             tx.run("put_off_leases", by=by_s)
             tx.run("put_off_agents", by=by_s)
+            tx.run("put_off_holds", by=by_s)
 
         await self._db.write(write)
 
@@ -254,27 +273,41 @@ class Fleet:
 
     # --- the steps ----------------------------------------------------------------------------------------------
 
+    def _check_key(self, tx: Tx, agent_id: str, key: str) -> None:
+        """Without this, one that may be an agent could be any: take over its session, and end its jobs."""
+        bound = tx.one("key_of_agent", id=agent_id, now=self._clock.now())
+        if bound is not None and bound["good"] and bound["key_id"] != key:
+            raise AuthError(
+                f"another key speaks for agent {agent_id}",
+                hint=f"revoke {bound['key_id']}, or wait until the agent is gone",
+            )
+
     def _agent_gone(self, tx: Tx, moves: Moves, agent_id: str) -> None:
         for row in tx.all("containers_of_agent", agent_id=agent_id):
             self._container_gone(tx, moves, row["id"], lost("its agent is gone"))
         tx.run("delete_agent", id=agent_id)
+        services.changed(tx, self._ring)
 
     def _container_news(self, tx: Tx, moves: Moves, news: ContainerNews) -> None:
+        row = tx.one("deployment_of_container", id=news.id)
+        if row is None:
+            return
         if news.state == "ready":
             tx.run("container_ready", id=news.id, now=self._clock.monotonic())
-            tx.run("container_idle", id=news.id, now=self._clock.monotonic())
-            self._proved(tx, news.id)
+            if row["serves"]:
+                tx.run("set_address", id=news.id, address=news.address)
+                tx.run("note_proof", version=row["version"])
+            else:
+                tx.run("container_idle", id=news.id, now=self._clock.monotonic())
+            if row["status"] == "starting":
+                self._rollout(tx).prove(row["app"], row["id"])
         elif news.state == "stopping":
             tx.run("container_stopping", id=news.id)
         elif news.state == "gone":
             self._container_gone(tx, moves, news.id, news.failure)
+        if row["serves"]:
+            services.changed(tx, self._ring)
         tx.queue_changed = True
-
-    def _proved(self, tx: Tx, container_id: str) -> None:
-        row = tx.one("deployment_of_container", id=container_id)
-        if row is not None and row["status"] == "starting":
-            prove(tx, row["app"], row["id"], self._clock.now())
-            self._ring_later(tx, row["id"])
 
     def _container_gone(self, tx: Tx, moves: Moves, container_id: str, failure: Failure | None) -> None:
         row = tx.one("deployment_of_container", id=container_id)
@@ -285,15 +318,18 @@ class Fleet:
             outcome = Outcome(failure=failure) if failure is not None else _unheld(job, "its container is gone")
             moves.end(job, outcome, [], now)
         tx.run("delete_container", id=container_id)
+        if row["serves"]:
+            tx.then(partial(self.obituary, container_id, row["version"], row["state"], failure))
+            services.changed(tx, self._ring)
         # Whatever the container did wrong fails the deployment, at the first try: trying a module that ends its process
         # again would go on for ever. A lost agent is no fault of the deployment's.
         if row["status"] == "starting" and failure is not None and failure.kind != "worker_lost":
-            mark_failed(tx, row["id"], failure)
-            self._ring_later(tx, row["id"])
+            self._rollout(tx).fail(row["id"], failure)
+        self._rollout(tx).emptied(row["id"])
         tx.queue_changed = True
 
-    def _ring_later(self, tx: Tx, deployment: str) -> None:
-        tx.then(lambda: self._ring(deployment))
+    def _rollout(self, tx: Tx) -> Rollout:
+        return Rollout(tx, self._clock.now(), self._ring)
 
 
 def _unheld(job: sqlite3.Row, why: str) -> Outcome:

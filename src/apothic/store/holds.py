@@ -76,9 +76,11 @@ class Holds:
         """Keep nothing more for this reader: the ordinary window holds."""
         await self._db.write(lambda tx: self._end(tx, job_id))
 
-    async def sweep(self) -> None:
-        """Renew the holds of readers that are connected; end those of readers that have not come back."""
-        now = self._clock.monotonic()
+    async def sweep(self, at: float | None = None) -> None:
+        """Renew the holds of readers that are connected; end those of readers that have not come back by a moment of
+        the monotonic clock.
+        """
+        now = self._clock.monotonic() if at is None else at
         if self.readers.sent and now - self._renewed_at > HOLD_S / 3:
             connected = json.dumps(list(self.readers.sent))
             await self._db.write(lambda tx: tx.run("renew_holds", jobs=connected, until=self._until()))

@@ -17,6 +17,7 @@ from apothic.errors import ApothicError, ConflictError, InvalidRequestError, Job
 from apothic.protocol import ids
 from apothic.protocol.lifecycle import FINAL, Status
 from apothic.protocol.messages import CallOptions, Encoding, Failure, JobLogs, JobView, ListJobs
+from apothic.protocol.services import described
 from apothic.protocol.session import Packed
 from apothic.store import events, views
 from apothic.store.attempts import Moves
@@ -129,6 +130,8 @@ class Jobs:
                 f"there is no function {new.function_id} that takes jobs",
                 hint="deploy its app (again), and look it up by app and name",
             )
+        if version["serves"]:
+            raise _serves(version)
         if version["waiting"] >= version["max_pending"]:
             raise QueueFullError(
                 f"{version['app']}.{version['name']} has {version['waiting']} jobs waiting, its max_pending_tasks",
@@ -320,6 +323,13 @@ def hash_of(value: Packed) -> str:
     """Return what tells two inputs apart."""
     body = value.sha256 or hashlib.sha256(value.data or b"").hexdigest()
     return f"{value.encoding}:{body}"
+
+
+def _serves(version: sqlite3.Row) -> InvalidRequestError:
+    where = f"{version['app']}.{version['name']}"
+    return InvalidRequestError(
+        f"{where} is {described(views.spec(version['spec']).kind)} and runs no jobs", hint="ask its URL"
+    )
 
 
 def _same(earlier: sqlite3.Row, input_hash: str, key: str) -> str:

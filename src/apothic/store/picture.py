@@ -9,9 +9,10 @@ NEVER = float("-inf")
 
 @dataclass(frozen=True)
 class Wanted:
-    """A version with jobs that are due, or a deployment that must show that it starts (`proof`).
+    """A version with due jobs, a service that wants containers, or one that must show that it starts (`proof`).
 
-    `per_container` is how many jobs one container is meant for: past that a further one is wanted.
+    `per_container` is how many jobs one container is meant for: past that a further one is wanted. `containers` is how
+    many are wanted whatever its jobs say. `port` is held by one container on an agent, 0 is none.
     """
 
     version: int
@@ -24,6 +25,8 @@ class Wanted:
     memory_mb: int
     gpus: tuple[str, ...] = ()
     proof: bool = False
+    containers: int = 0
+    port: int = 0
     served: float = NEVER  # when it last had a container, and when its app had one: whose turn it is
     app_served: float = NEVER
     hungry_since: float | None = None  # since when it has had no container, if it has none
@@ -31,7 +34,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Seat:
-    """A container: how many of its slots are taken, and since when it has had nothing to do."""
+    """A container: how many of its slots are taken, and since when it has had nothing to do.
+
+    Of one that `serves`, requests are all that is known: `taken` is 1 while it has any.
+    """
 
     container: str
     agent: str
@@ -48,6 +54,8 @@ class Seat:
     current: bool  # its deployment is live, or is being started
     ahead: int = 0  # how many jobs it may hold beyond its slots
     since: float | None = None  # when it was first seen in this state, as far as is known
+    serves: bool = False
+    port: int = 0  # that it holds on its agent's machine
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A job's event log as it is read: the one rule of resuming, and the one code path of both transports.
+"""A job's event log as it is read (and a deployment's): one rule of resuming, one code path of both transports.
 
 Let F be the types asked for (all if none is named), c the cursor (all up to it has been dealt with), R the highest
 index ever trimmed of a type in F. A page is read in one snapshot of the database:
@@ -20,10 +20,11 @@ from typing import Any
 
 import msgspec
 
-from apothic.protocol.events import END, ITEM, NUMBERED, STORED
+from apothic.protocol.events import DEPLOYMENT_STATUS, END, ITEM, NUMBERED, STORED
 from apothic.protocol.messages import JobView
 from apothic.store.db import Database, Tx, dumps
 from apothic.store.jobs import Jobs, absent, found
+from apothic.store.rollout import no_deployment
 
 # A connection holds at most one page: what a slow reader costs in memory.
 PAGE_BYTES = 256 * 1024
@@ -50,7 +51,10 @@ class Page:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a reader asks for: of which job, behind which cursor, which types, how many at the most."""
+    """What a reader asks for: of which job, behind which cursor, which types, how many at the most.
+
+    Of a deployment there is one type of event, and nothing but its events.
+    """
 
     job: str
     after: int | None = None
@@ -58,6 +62,7 @@ class Wish:
     snapshot: bool = False
     limit: int = PAGE_EVENTS
     oldest: bool = False  # say the lowest index that is kept; it takes a search
+    deployment: bool = False  # `job` is the id of one
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -74,6 +79,8 @@ class Stream:
 
     async def page(self, wish: Wish) -> Page:
         """Return what comes next. Raises `NotFoundError`."""
+        if wish.deployment:
+            return await self._db.read(lambda tx: read_rollout(tx, wish))
         return await self._db.read(lambda tx: read_page(tx, wish, self._jobs.view))
 
 
@@ -104,6 +111,25 @@ def read_page(tx: Tx, wish: Wish, view: Callable[[Tx, sqlite3.Row], JobView]) ->
         place, head, end=job["ended_at"] is not None and place >= head, more=place < head, events=events, reset=reset,
         snapshot=snapshot, oldest=oldest,
     )  # fmt: skip
+
+
+def read_rollout(tx: Tx, wish: Wish) -> Page:
+    """Read what became of a deployment, of which nothing is ever trimmed. Raises `NotFoundError`."""
+    newest = tx.one("newest_deployment_event", id=wish.job)
+    if newest is None:
+        raise no_deployment(wish.job)
+    head, after = int(newest["idx"]), wish.after if wish.after is not None else -1
+    oldest = 0 if wish.oldest else None
+    if after > head:
+        told = {
+            "reason": CURSOR_AHEAD, "requested_index": after, "resume_index": -1, "oldest_index": 0,
+            "head_index": head, "retained_from": {}, "trimmed": {}, "status": newest["status"],
+        }  # fmt: skip
+        return Page(-1, head, end=False, more=True, reset=(-1, dumps(told)), oldest=oldest)
+    rows = tx.all("deployment_events", id=wish.job, after=after, limit=max(1, min(wish.limit, PAGE_EVENTS)))
+    place = int(rows[-1]["idx"]) if rows else head
+    events = [(int(row["idx"]), DEPLOYMENT_STATUS, str(row["data"])) for row in rows]
+    return Page(place, head, end=False, more=place < head, events=events, oldest=oldest)
 
 
 def _stop(tx: Tx, job: int, after: int, windows: dict[str, sqlite3.Row]) -> tuple[int | None, str]:

@@ -19,6 +19,7 @@ from apothic.protocol.messages import (
     KeyView,
     TickView,
 )
+from apothic.protocol.services import SERVICE_KINDS, service_url
 from apothic.protocol.session import Packed
 from apothic.protocol.specs import Retries
 
@@ -91,9 +92,12 @@ def job(row: sqlite3.Row, *, reason: str | None = None, ahead: int | None = None
     )
 
 
-def function(row: sqlite3.Row, app: str) -> FunctionView:
-    """Return a function as one deployment has it."""
+def function(row: sqlite3.Row, app: str, gateway_url: str | None) -> FunctionView:
+    """Return a function as one deployment has it. A service of a live one is found below `gateway_url`."""
     found = spec(row["spec"])
+    url = None
+    if gateway_url is not None and found.kind in SERVICE_KINDS and row["live"]:
+        url = service_url(gateway_url, app, found.name)
     return FunctionView(
         id=row["function_id"],
         app=app,
@@ -102,6 +106,7 @@ def function(row: sqlite3.Row, app: str) -> FunctionView:
         deployment_id=row["deployment_id"],
         is_generator=found.is_generator,
         options=found.options,
+        service_url=url,
         next_tick=row["next_at"],
         last_tick=_last_tick(row) if found.options.schedule is not None else None,
     )
@@ -111,7 +116,7 @@ def _last_tick(row: sqlite3.Row) -> TickView | None:
     return TickView(at=row["tick_at"], outcome=row["outcome"], job=row["job"]) if row["tick_at"] is not None else None
 
 
-def deployment(row: sqlite3.Row, functions: list[sqlite3.Row]) -> DeploymentView:
+def deployment(row: sqlite3.Row, functions: list[sqlite3.Row], gateway_url: str | None) -> DeploymentView:
     """Return one version of an app."""
     failed = failure(row["failure"])
     return DeploymentView(
@@ -121,7 +126,7 @@ def deployment(row: sqlite3.Row, functions: list[sqlite3.Row]) -> DeploymentView
         content_hash=row["content_hash"],
         created_at=row["created_at"],
         live=row["live_id"] == row["id"],
-        functions=[function(each, row["app"]) for each in functions],
+        functions=[function(each, row["app"], gateway_url) for each in functions],
         failure=failed,
         startup_log=failed.log_tail if failed is not None else "",
     )

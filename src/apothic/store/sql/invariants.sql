@@ -109,3 +109,27 @@ SELECT sha256 FROM unwanted_blobs WHERE EXISTS (SELECT 1 FROM wanted_blobs WHERE
 
 -- blobs_counted: the bytes of all blobs are added up right.
 SELECT bytes FROM blob_total WHERE bytes <> (SELECT coalesce(sum(size), 0) FROM blobs);
+
+-- deployments_told: the newest event of a deployment says how it stands, and none before it is missing.
+SELECT deployments.id FROM deployments
+  LEFT JOIN deployment_events AS newest
+         ON newest.deployment_id = deployments.id
+        AND newest.idx = (SELECT max(idx) FROM deployment_events WHERE deployment_id = deployments.id)
+ WHERE newest.idx IS NULL
+    OR newest.idx + 1 <> (SELECT count(*) FROM deployment_events WHERE deployment_id = deployments.id)
+    OR NOT CASE deployments.status
+           WHEN 'starting' THEN newest.status IN ('building', 'starting')
+           WHEN 'ready' THEN newest.status IN ('ready', 'draining', 'stopped')
+           WHEN 'stopped' THEN newest.status IN ('building', 'starting', 'draining', 'stopped')
+           ELSE newest.status = deployments.status END
+    OR newest.status = 'draining'
+       AND NOT EXISTS (SELECT 1 FROM versions JOIN containers ON containers.version = versions.id
+                        WHERE versions.deployment_id = deployments.id);
+
+-- services_have_addresses: the containers of services may answer somewhere, and no others.
+SELECT containers.id FROM containers LEFT JOIN services ON services.version = containers.version
+  LEFT JOIN addresses ON addresses.container_id = containers.id
+ WHERE (services.version IS NULL) <> (addresses.container_id IS NULL);
+
+-- services_run_no_jobs: whatever comes to a service comes by HTTP.
+SELECT jobs.id FROM jobs JOIN services ON services.version = jobs.version;

@@ -328,6 +328,22 @@ CREATE TABLE addresses (
     secret       TEXT NOT NULL CHECK (secret <> '')
 ) STRICT, WITHOUT ROWID;
 
+-- Which key first said hello as an agent. As long as both are known and the key is good, no other speaks for it.
+CREATE TABLE agent_keys (
+    agent_id TEXT PRIMARY KEY REFERENCES agents (id) ON DELETE CASCADE,
+    key_id   TEXT NOT NULL REFERENCES keys (id)
+) STRICT, WITHOUT ROWID;
+
+-- What became of a deployment, in order. `data` is the event's JSON, ready to be sent.
+CREATE TABLE deployment_events (
+    deployment_id TEXT NOT NULL REFERENCES deployments (id),
+    idx           INTEGER NOT NULL CHECK (idx >= 0),
+    status        TEXT NOT NULL
+                  CHECK (status IN ('building', 'starting', 'ready', 'live', 'draining', 'stopped', 'failed')),
+    data          TEXT NOT NULL,
+    PRIMARY KEY (deployment_id, idx)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE keys (
     id           TEXT PRIMARY KEY,
     name         TEXT NOT NULL,

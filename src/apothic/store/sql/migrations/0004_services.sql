@@ -14,3 +14,23 @@ CREATE TABLE addresses (
     address      TEXT NOT NULL DEFAULT '',
     secret       TEXT NOT NULL CHECK (secret <> '')
 ) STRICT, WITHOUT ROWID;
+
+-- Which key first said hello as an agent. As long as both are known and the key is good, no other speaks for it.
+CREATE TABLE agent_keys (
+    agent_id TEXT PRIMARY KEY REFERENCES agents (id) ON DELETE CASCADE,
+    key_id   TEXT NOT NULL REFERENCES keys (id)
+) STRICT, WITHOUT ROWID;
+
+-- What became of a deployment, in order. `data` is the event's JSON, ready to be sent.
+CREATE TABLE deployment_events (
+    deployment_id TEXT NOT NULL REFERENCES deployments (id),
+    idx           INTEGER NOT NULL CHECK (idx >= 0),
+    status        TEXT NOT NULL
+                  CHECK (status IN ('building', 'starting', 'ready', 'live', 'draining', 'stopped', 'failed')),
+    data          TEXT NOT NULL,
+    PRIMARY KEY (deployment_id, idx)
+) STRICT, WITHOUT ROWID;
+-- Of those that are here already only how they stand is known.
+INSERT INTO deployment_events (deployment_id, idx, status, data)
+SELECT id, 0, now, json_object('status', now, 'at', created_at)
+  FROM (SELECT id, created_at, iif(status = 'ready', 'stopped', status) AS now FROM deployments);

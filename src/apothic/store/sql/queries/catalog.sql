@@ -60,15 +60,15 @@ VALUES (:deployment_id, :function_id, :spec, :slots, :per_container, :max_contai
         :cpu, :memory_mb, :gpu, :stream_window);
 
 -- versions_of_deployment: its functions, in the order of the manifest
-SELECT versions.*, functions.name, schedules.next_at, ticks.at AS tick_at, ticks.outcome, ticks.job
-  FROM versions JOIN functions ON functions.id = versions.function_id
+SELECT versions.*, functions.name, versions.deployment_id = apps.live AS live, schedules.next_at, ticks.at AS tick_at, ticks.outcome, ticks.job
+  FROM versions JOIN functions ON functions.id = versions.function_id JOIN apps ON apps.name = functions.app
   LEFT JOIN schedules ON schedules.version = versions.id
   LEFT JOIN ticks ON ticks.function_id = versions.function_id
                   AND ticks.at = (SELECT max(at) FROM ticks WHERE ticks.function_id = versions.function_id)
  WHERE versions.deployment_id = :id ORDER BY versions.id;
 
 -- live_functions: look-up by app and name, each optional
-SELECT versions.*, functions.app, functions.name, schedules.next_at, ticks.at AS tick_at, ticks.outcome, ticks.job
+SELECT versions.*, functions.app, functions.name, 1 AS live, schedules.next_at, ticks.at AS tick_at, ticks.outcome, ticks.job
   FROM apps JOIN versions ON versions.deployment_id = apps.live
   JOIN functions ON functions.id = versions.function_id
   LEFT JOIN schedules ON schedules.version = versions.id
@@ -78,7 +78,7 @@ SELECT versions.*, functions.app, functions.name, schedules.next_at, ticks.at AS
  ORDER BY functions.app, versions.id;
 
 -- live_function: one function by id, as its live deployment has it
-SELECT versions.*, functions.app, functions.name, schedules.next_at, ticks.at AS tick_at, ticks.outcome, ticks.job
+SELECT versions.*, functions.app, functions.name, 1 AS live, schedules.next_at, ticks.at AS tick_at, ticks.outcome, ticks.job
   FROM functions JOIN apps ON apps.name = functions.app
   JOIN versions ON versions.function_id = functions.id AND versions.deployment_id = apps.live
   LEFT JOIN schedules ON schedules.version = versions.id
@@ -87,7 +87,7 @@ SELECT versions.*, functions.app, functions.name, schedules.next_at, ticks.at AS
  WHERE functions.id = :id;
 
 -- version_start: all an agent needs to start a container of a version
-SELECT versions.spec, versions.deployment_id, deployments.app, deployments.manifest
+SELECT versions.spec, versions.deployment_id, deployments.app, deployments.status, deployments.manifest
   FROM versions JOIN deployments ON deployments.id = versions.deployment_id WHERE versions.id = :id;
 
 -- insert_blob: these bytes are on disk; sent again, they are as fresh as new ones

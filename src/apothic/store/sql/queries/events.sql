@@ -102,6 +102,9 @@ DELETE FROM holds WHERE job = :job;
 -- restart_holds: a new control plane gives every reader a full term to come back
 UPDATE holds SET until = :until;
 
+-- put_off_holds: the control plane itself was away, and no reader could come back
+UPDATE holds SET until = until + :by;
+
 -- lapsed_holds: those whose reader has not come back
 SELECT jobs.id FROM holds JOIN jobs ON jobs.seq = holds.job WHERE holds.until <= :now LIMIT 500;
 

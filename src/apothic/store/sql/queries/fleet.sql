@@ -3,6 +3,13 @@ INSERT INTO agents (id, host, pid, release, cpu, memory_mb, gpus, connected, gon
 VALUES (:id, :host, :pid, :release, :cpu, :memory_mb, :gpus, 1, NULL)
 ON CONFLICT (id) DO UPDATE SET connected = 1, gone_at = NULL;
 
+-- key_of_agent: which one speaks for it, and whether that is still good
+SELECT key_id, keys.revoked_at IS NULL AND coalesce(keys.expires_at > :now, 1) AS good
+  FROM agent_keys JOIN keys ON keys.id = key_id WHERE agent_id = :id;
+
+-- bind_agent: from now on this key speaks for it
+INSERT INTO agent_keys (agent_id, key_id) VALUES (:id, :key) ON CONFLICT (agent_id) DO UPDATE SET key_id = :key;
+
 -- disconnect_agent: its session ended; it has until gone_at to come back
 UPDATE agents SET connected = 0, gone_at = :gone_at WHERE id = :id AND connected = 1;
 
@@ -21,8 +28,10 @@ UPDATE agents SET connected = 0, gone_at = :gone_at;
 -- renew_all: a new control plane gives every lease a full term by its own clock
 UPDATE leases SET expires_at = :expires_at;
 
--- restart_idle: idle times are by the monotonic clock of a control plane that is gone
-UPDATE containers SET idle_since = :now WHERE idle_since IS NOT NULL;
+-- restart_idle: idle times are by the monotonic clock of a control plane that is gone; so is who knew of requests
+UPDATE containers SET idle_since = :now
+ WHERE idle_since IS NOT NULL
+    OR state = 'ready' AND EXISTS (SELECT 1 FROM addresses WHERE addresses.container_id = containers.id);
 
 -- gone_agents: those that have not come back in time
 SELECT id FROM agents WHERE connected = 0 AND gone_at <= :now;
@@ -75,9 +84,10 @@ SELECT leases.token FROM leases JOIN containers ON containers.id = leases.contai
 -- seats: every container, how many of its slots are taken, and whether its deployment still counts
 SELECT containers.id, containers.agent_id, containers.version, containers.state, containers.idle_since,
        versions.cpu, versions.memory_mb, versions.slots, versions.keep_warm_s,
-       deployments.app, deployments.status, agents.connected,
+       deployments.app, deployments.status, agents.connected, services.version IS NOT NULL AS serves, services.port,
        (SELECT count(*) FROM leases WHERE leases.container_id = containers.id) AS taken
   FROM containers JOIN versions ON versions.id = containers.version
+  LEFT JOIN services ON services.version = versions.id
   JOIN deployments ON deployments.id = versions.deployment_id
   JOIN agents ON agents.id = containers.agent_id
  ORDER BY containers.id;
@@ -101,17 +111,20 @@ SELECT jobs.id, jobs.version FROM leases JOIN jobs ON jobs.seq = leases.job;
 SELECT jobs.id, jobs.version FROM json_each(:ids) AS wanted JOIN jobs ON jobs.id = wanted.value
  WHERE jobs.status = 'queued' AND jobs.run_at <= :now;
 
--- proofs: deployments that must show that they start, and the function that shows it
-SELECT versions.*, deployments.app
+-- proofs: what must show that a deployment starts: each of its services, or its first function when it has none
+SELECT versions.*, deployments.app, services.port
   FROM deployments JOIN versions ON versions.deployment_id = deployments.id
+  LEFT JOIN services ON services.version = versions.id
  WHERE deployments.status = 'starting'
-   AND versions.id = (SELECT min(id) FROM versions AS first WHERE first.deployment_id = deployments.id);
-
--- deployment_starting: is this deployment still to show that it starts?
-SELECT id FROM deployments WHERE id = :id AND status = 'starting';
+   AND (services.proved = 0
+        OR versions.id = (SELECT min(id) FROM versions AS first WHERE first.deployment_id = deployments.id)
+           AND NOT EXISTS (SELECT 1 FROM services JOIN versions AS other ON other.id = services.version
+                            WHERE other.deployment_id = deployments.id))
+ ORDER BY versions.id;
 
 -- deployment_of_container: what a container was started for
-SELECT deployments.id, deployments.app, deployments.status
+SELECT deployments.id, deployments.app, deployments.status, containers.version, containers.state,
+       EXISTS (SELECT 1 FROM addresses WHERE addresses.container_id = containers.id) AS serves
   FROM containers JOIN versions ON versions.id = containers.version
   JOIN deployments ON deployments.id = versions.deployment_id
  WHERE containers.id = :id;

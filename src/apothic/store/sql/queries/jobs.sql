@@ -1,5 +1,6 @@
 -- version_for_submit: the version a new job is pinned to: the one that is named, else the live one
-SELECT versions.*, functions.app, functions.name, apps.stopped
+SELECT versions.*, functions.app, functions.name, apps.stopped,
+       EXISTS (SELECT 1 FROM services WHERE services.version = versions.id) AS serves
   FROM functions
   JOIN apps ON apps.name = functions.app
   JOIN versions ON versions.function_id = functions.id
