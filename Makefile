@@ -19,6 +19,8 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group dev
+	@# It names a greenlet older than playwright's, and uses none.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'httpbin>=0.10'
 	@touch $@
 
 install: $(VENV)/installed ## make the virtual environment

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from apothic.protocol.specs import FunctionOptions as FunctionOptions
     from apothic.protocol.specs import Period as Period
     from apothic.protocol.specs import Retries as Retries
+    from apothic.response import Response as Response
 
 __version__ = "0.1.0"
 
@@ -70,6 +71,7 @@ _HOMES = {
     ),
     "apothic.protocol.messages": ("AppManifest",),
     "apothic.protocol.specs": ("BatchingSpec", "ConcurrencySpec", "Cron", "FunctionOptions", "Period", "Retries"),
+    "apothic.response": ("Response",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -78,7 +80,8 @@ __all__ = [
     "CurrentJob", "Executor", "Function", "FunctionOptions", "Job", "JobEndEvent", "JobErrorEvent", "JobLogEvent",
     "JobResetEvent", "JobResultEvent", "JobSnapshotEvent", "JobStatusEvent", "JobStreamCheckpoint", "JobStreamCursor",
     "JobStreamEvent", "JobStreamItemEvent", "JobStreamResetError", "LocalEntrypoint", "Period", "RemoteApp",
-    "RemoteFunction", "Retries", "__version__", "batched", "concurrent", "current_batch", "current_job", "errors",
+    "RemoteFunction", "Response", "Retries", "__version__", "batched", "concurrent", "current_batch", "current_job",
+    "errors",
 ]  # fmt: skip
 
 

@@ -87,7 +87,7 @@ async def test_memory_that_processes_share_counts_once(bench: Bench, tmp_path: P
     gate = tmp_path / "gate"
     token = bench.give(container, str(gate))
     await bench.printed(token, "here")
-    one = bench.containers.live[container]
+    one = bench.containers.live[container].memory
     take, taken = one.sampled, list[int]()
 
     def sampled(held: int) -> None:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from apothic.agent import batch, isolate
 from apothic.agent.attempt import Attempt, Stop
-from apothic.agent.cgroup import Group
+from apothic.agent.door import Door
 from apothic.agent.frames import (
     Batch,
     Cancel,
@@ -34,7 +34,8 @@ from apothic.agent.frames import (
     Taken,
 )
 from apothic.agent.frames import Stop as StopFrame
-from apothic.agent.lines import Assembler, Tail
+from apothic.agent.memory import Memory
+from apothic.agent.ownlog import OwnLog
 from apothic.agent.passage import is_whole
 from apothic.agent.process import Process
 from apothic.agent.site import Site
@@ -42,14 +43,14 @@ from apothic.agent.tree import younger
 from apothic.clock import wait_for
 from apothic.errors import InvalidRequestError
 from apothic.protocol.messages import Failure, FailureKind
-from apothic.protocol.session import ContainerNews, ContainerSaid, Line, Outcome, StartContainer
+from apothic.protocol.services import SERVICE_KINDS, mount
+from apothic.protocol.session import ContainerNews, Outcome, StartContainer
 from apothic.protocol.specs import BatchingSpec
 
 State = Literal["starting", "ready", "gone"]
 # How long a job may wait for the one before it in the same container. Long enough for a hundred jobs of the quick
 # functions that are given several at a time, short enough that nobody notices a job that turns out to be long.
 _BEHIND_S = 0.05
-_NEAR = 0.9  # of the memory limit: a process that was killed up there was killed for its memory
 
 
 class Container:
@@ -63,7 +64,6 @@ class Container:
         self.idle = asyncio.Event()
         self.idle.set()
         self._settled = asyncio.Event()  # it is ready, or gone
-        self.peak = 0
         self.running: dict[str, Attempt] = {}
         self._start = start
         self._site = site
@@ -71,18 +71,17 @@ class Container:
         self._seats = start.function.options.inputs_at_once
         self._batching = start.function.options.batching
         self._batches = 0
-        self._limit = start.function.options.memory_mb * 1024 * 1024
+        self.memory = Memory(start.function.options.memory_mb * 1024 * 1024, self._strike)
         self._waiting: deque[Attempt] = deque()
         self._telling: set[Attempt] = set()  # ended, but not told yet: something large is being stored
         self._behind: asyncio.TimerHandle | None = None
         self._ends = 0  # of jobs, to tell whether there was any within a while
         self._process: Process | None = None
-        self._tail = Tail()
-        self._log: dict[Stream, Assembler] = {"stdout": Assembler("stdout"), "stderr": Assembler("stderr")}
-        self._own_lines = 0
+        self._log = OwnLog(start.container, site.outbox, site.clock)
         self._failure: Failure | None = None  # of the start
-        self._over_memory = False
-        self._group = Group()
+        self.serves = start.function.kind in SERVICE_KINDS
+        self.door: Door | None = None  # of a service
+        self.asked = asyncio.Event()  # it was told to stop
         self._littered = False  # a job that was stopped has left processes; of several, nobody knows whose they are
         self._finishing = False  # what runs may run on; its end is nobody's doing but its own
         self._exiting = False
@@ -94,6 +93,13 @@ class Container:
         return self._process.pid if self._process is not None else 0
 
     @property
+    def address(self) -> str:
+        """Where a service answers, as the control plane can reach it; empty before it does, and for all others."""
+        if self.door is None or self.state != "ready":
+            return ""
+        return f"relay:{self._site.relay}" if self._site.relay else self.door.address
+
+    @property
     def attempts(self) -> list[Attempt]:
         """All that it was given and that has not ended."""
         return [*self.running.values(), *self._waiting]
@@ -101,17 +107,17 @@ class Container:
     # --- its start
 
     async def _bring_up(self) -> None:
-        limits = self._site.limits
+        spec = self._start.function
+        limit_s = spec.options.service_startup_timeout_s or self._site.limits.startup_timeout_s
         try:
-            async with asyncio.timeout(limits.startup_timeout_s):
-                spec = self._start.function
+            async with asyncio.timeout(limit_s):
                 code = await self._site.bundles.directory(self._start.files)
                 payload = await self._site.bundles.blob(spec.payload) if spec.payload is not None else None
                 if self.stopping is None:
                     self._launch(code, payload)
                     await self._settled.wait()
         except TimeoutError:
-            await self._never_ready("TimeoutError", f"it was not ready within {limits.startup_timeout_s:g} s", True)
+            await self._never_ready("TimeoutError", f"it was not ready within {limit_s:g} s", True)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -125,9 +131,15 @@ class Container:
         for made in (self._home, work, tmp, self._home / "files"):
             made.mkdir(mode=0o700, parents=True, exist_ok=True)
         env = isolate.environment(os.environ, mark=f"{self._site.mark}/{self.id}", tmp=tmp)
-        self._process = Process(work, env, self)
-        self._group = self._site.groups.make(self.id, self._limit, self._start.function.options.cpu)
-        self._group.take(self.pid)
+        door = self.door = Door(self._start, self._home) if self.serves else None
+        listener = door.fd if door is not None else None
+        try:
+            self._process = Process(work, env, self, listener=listener)
+        finally:
+            if door is not None:
+                door.hand_over()
+        self.memory.group = self._site.groups.make(self.id, self.memory.limit, self._start.function.options.cpu)
+        self.memory.group.take(self.pid)
         self._site.outbox.container(ContainerNews(id=self.id, state="starting", pid=self.pid))
         self._process.send(
             Setup(
@@ -135,6 +147,8 @@ class Container:
                 code_dir=str(code), work_dir=str(self._home / "files"),
                 payload_path=str(payload) if payload is not None else None,
                 payload_limit=self._site.limits.payload_limit, inline_limit=self._site.limits.inline_limit,
+                listener=listener, port=door.port if door is not None else 0, grace_s=self._site.limits.grace_s,
+                mount=mount(self._start.app, self._start.function.name) if self.serves else "",
             )
         )  # fmt: skip
 
@@ -246,6 +260,7 @@ class Container:
 
         An infinite grace is for making room: nothing is cut short, and no job's budget pays.
         """
+        self.asked.set()
         self.stopping = self.stopping or reason
         self._finishing = patient = grace_s == math.inf
         while self._waiting:
@@ -269,28 +284,9 @@ class Container:
         if self._process is not None:
             self._process.kill()
 
-    def is_near(self, held: int) -> bool:
-        """Tell whether that much memory is near its limit, or over it."""
-        return held >= _NEAR * self._limit
-
-    def sampled(self, held: int) -> None:
-        """Take a sample of the memory of its process tree; end it when that is over the limit."""
-        self.peak = max(self.peak, held)
-        if held > self._limit and not self._over_memory and self._process is not None:
-            self._over_memory = True
+    def _strike(self) -> None:
+        if self._process is not None:
             self._process.kill()
-
-    @property
-    def limited(self) -> bool:
-        """Whether the kernel keeps it within its memory, so that nobody else has to look."""
-        return self._group.limits_memory
-
-    def starved(self) -> bool:
-        """Tell whether the kernel has killed a process of it for its memory; if so, end it."""
-        if not self._over_memory and self._group.ooms() and self._process is not None:
-            self._over_memory = True
-            self._process.kill()
-        return self._over_memory
 
     # --- what its process says
 
@@ -300,7 +296,7 @@ class Container:
             if attempt is not None:
                 attempt.printed(frame.stream, frame.data)
             else:
-                self._own(frame.stream, frame.data)
+                self._log.feed(frame.stream, frame.data)
         elif isinstance(frame, Items):
             self._yielded(frame)
         elif isinstance(frame, Done | Failed):
@@ -314,7 +310,7 @@ class Container:
         if len(self.running) == 1:
             next(iter(self.running.values())).piped(stream, data)
         else:
-            self._own(stream, data)
+            self._log.feed(stream, data)
 
     def has_room(self) -> bool:
         return not self._site.outbox.full
@@ -324,21 +320,13 @@ class Container:
         if self._process is not None and not self._exiting:
             self._process.resume()
 
-    def _own(self, stream: Stream, data: bytes) -> None:
-        self._keep_own(self._log[stream].feed(data, self._site.clock.now()))
-
-    def _keep_own(self, lines: list[Line]) -> None:
-        """Remember lines that belong to no job, for the failure of a start, and tell them as the container's own."""
-        if lines:
-            self._tail.add(lines)
-            self._site.outbox.own(ContainerSaid(container=self.id, first=self._own_lines, lines=lines))
-            self._own_lines += len(lines)
-
     def _ready(self) -> None:
         if self.state == "starting":
             self.state = "ready"
             self._settled.set()
-            self._site.outbox.container(ContainerNews(id=self.id, state="ready", pid=self.pid))
+            self._site.outbox.container(
+                ContainerNews(id=self.id, state="ready", pid=self.pid, address=self.address)
+            )  # fmt: skip
             self.feed()
 
     def _yielded(self, frame: Items) -> None:
@@ -361,7 +349,7 @@ class Container:
         assert self._process is not None
         if frame.job not in self.running:
             return
-        if isinstance(frame, Failed) and self.starved():
+        if isinstance(frame, Failed) and self.memory.starved():
             return  # it only saw a process of its own die; the end of this one tells why
         self._process.drain_pipes()  # what it printed past Python came before its end
         attempt = self.running[frame.job]
@@ -428,10 +416,11 @@ class Container:
         process = self._process
         assert process is not None
         process.reap()
-        self._group.kill()
+        self.memory.group.kill()
         await self._site.leftovers()
         process.drain()
-        self.peak = max(self.peak, process.peak_kb * 1024 if process.exit == "signal 9" else 0)
+        if process.exit == "signal 9":
+            self.memory.reaped(process.peak_kb * 1024)
         for attempt in list(self.running.values()):
             attempt.close_log()
             attempt.end(self._loss(attempt, process.exit))
@@ -450,23 +439,21 @@ class Container:
         return Outcome(failure=attempt.lost(kind, message, exit))
 
     def _cause(self, exit: str) -> tuple[FailureKind, str]:
-        mib = 1024 * 1024
-        if self.starved():
-            self.peak = self._group.peak() or self.peak
-        if self._over_memory or (exit == "signal 9" and self.is_near(self.peak) and self.stopping is None):
-            used = f"{self.peak // mib:,} MiB of memory, its limit (memory_mb) is {self._limit // mib:,} MiB"
-            return "oom", f"the job's processes used {used}"
+        memory = self.memory
+        memory.blame()
+        if memory.over or (exit == "signal 9" and memory.is_near(memory.peak) and self.stopping is None):
+            whose = "the service's" if self.serves else "the job's"
+            return "oom", f"{whose} processes used {memory.used()}"
         if self._process is not None and self._process.broken:
-            told = f"something wrote into the connection of the job's process to its agent: {self._process.broken}"
+            told = f"something wrote into the connection of its process to its agent: {self._process.broken}"
             return "worker_lost", told
-        return "worker_lost", f"the process that ran the job ended ({exit})"
+        return "worker_lost", f"the process that {'served' if self.serves else 'ran the job'} ended ({exit})"
 
     def _gone(self) -> None:
         if self.state == "gone":
             return
-        for stream in self._log.values():
-            self._keep_own(stream.finish(self._site.clock.now()))
-        failure = self._start_failure() if self.state == "starting" else None
+        self._log.finish()
+        failure = self._start_failure() if self.state == "starting" else self._service_failure()
         self.state = "gone"
         self.stopping = self.stopping or "its container is gone"
         while self._waiting:
@@ -480,7 +467,7 @@ class Container:
         self.over.set()
         self._site.outbox.container(ContainerNews(id=self.id, state="gone", pid=self.pid, failure=failure))
         self._site.forget(self)
-        self._site.spawn(self._group.remove(self._site.clock))
+        self._site.spawn(self.memory.group.remove(self._site.clock))
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(self._home, ignore_errors=True))
 
@@ -494,4 +481,12 @@ class Container:
             if kind == "worker_lost":
                 kind, message = "startup", f"the process ended ({exit}) while the function was imported"
             self._failure = Failure(kind=kind, type="ProcessDied", message=message, retriable=True, exit=exit)
-        return replace(self._failure, log_tail=self._tail.text())
+        return replace(self._failure, log_tail=self._log.tail.text())
+
+    def _service_failure(self) -> Failure | None:
+        """Return why a service that was ready has ended, when nobody had told it to."""
+        if not self.serves or self._process is None or self.stopping is not None:
+            return None
+        kind, message = self._cause(self._process.exit)
+        tail = self._log.tail.text()
+        return Failure(kind=kind, type="ProcessDied", message=message, exit=self._process.exit, log_tail=tail)

@@ -23,7 +23,7 @@ from apothic.agent.outbox import Outbox, Story
 from apothic.agent.passage import Passage
 from apothic.agent.site import Site
 from apothic.agent.tree import Leftovers, tree_proportional, tree_resident
-from apothic.clock import Clock
+from apothic.clock import Clock, wait_for
 from apothic.errors import ApothicError
 from apothic.protocol.messages import Failure, FailureKind
 from apothic.protocol.session import Assignment, ContainerNews, Lease, Outcome, StartContainer, Welcome
@@ -121,7 +121,18 @@ class Containers:
         self._closing = True
         async with asyncio.TaskGroup() as group:
             for container in list(self.live.values()):
-                group.create_task(container.stop(reason, grace_s))
+                group.create_task(self._let_go(container, reason, grace_s))
+
+    def release(self) -> None:
+        """Let services end with their agent without being told one by one: nobody leads requests here any more."""
+        for container in self.live.values():
+            container.asked.set()
+
+    async def _let_go(self, container: Container, reason: str, grace_s: float) -> None:
+        if container.serves and container.state == "ready":
+            # Requests are still led here. The control plane knows that we leave, and tells it to stop once it is empty.
+            await wait_for(self._clock, container.asked, grace_s)
+        await container.stop(reason, grace_s)
 
     async def close(self) -> None:
         """End everything at once and wait until nothing is left."""
@@ -144,7 +155,9 @@ class Containers:
     def news(self) -> list[ContainerNews]:
         """Return how each container stands."""
         return [
-            ContainerNews(id=c.id, state="stopping" if c.stopping is not None else c.state, pid=c.pid)
+            ContainerNews(
+                id=c.id, state="stopping" if c.stopping is not None else c.state, pid=c.pid, address=c.address
+            )
             for c in self.live.values()
         ]
 
@@ -205,13 +218,14 @@ class Containers:
         while True:
             await self._clock.sleep(SAMPLE_S)
             for container in list(self.live.values()):
-                if container.pid and container.limited:
-                    container.starved()
+                memory = container.memory
+                if container.pid and memory.enforced:
+                    memory.starved()
                 elif container.pid:
                     held = tree_resident(container.pid)
-                    if container.is_near(held):  # perhaps only because shared pages count for each process
+                    if memory.is_near(held):  # perhaps only because shared pages count for each process
                         held = await asyncio.to_thread(tree_proportional, container.pid)
-                    container.sampled(held)
+                    memory.sampled(held)
 
     # --- values that are too large to travel in a frame
 

@@ -9,15 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from apothic.agent.frames import Setup
-from apothic.errors import ConfigError
 
 
 def load(setup: Setup) -> Callable[..., Any]:
-    """Import what `setup` names and return the plain callable behind it. Raises whatever the import raises.
-
-    Also `ConfigError` for what this version does not run.
-    """
-    refuse_later(setup)
+    """Import what `setup` names and return the plain callable behind it. Raises whatever the import raises."""
     sys.path.insert(0, setup.code_dir)
     spec = setup.function
     if setup.payload_path is not None:
@@ -34,14 +29,3 @@ def load(setup: Setup) -> Callable[..., Any]:
         raise TypeError(f"{spec.module}.{spec.qualname} is no function but {type(entry).__name__}")
     function: Callable[..., Any] = entry
     return function
-
-
-def refuse_later(setup: Setup) -> None:
-    """Raise `ConfigError` for a kind of function that this version does not run."""
-    spec = setup.function
-    if spec.kind != "function":
-        raise _later(spec.name, f"functions of kind {spec.kind!r} are")
-
-
-def _later(name: str, what: str) -> ConfigError:
-    return ConfigError(f"{name} cannot run here: {what} not supported yet by this version", hint="return one value")

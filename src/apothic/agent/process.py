@@ -40,9 +40,9 @@ class Ears(Protocol):
 
 
 class Process:
-    """A started container process. `status` and `peak_kb` are known once it is reaped."""
+    """A started container process, which inherits `listener`. `status` and `peak_kb` are known once it is reaped."""
 
-    def __init__(self, work_dir: Path, env: Mapping[str, str], ears: Ears) -> None:
+    def __init__(self, work_dir: Path, env: Mapping[str, str], ears: Ears, *, listener: int | None = None) -> None:
         self._ears = ears
         self._loop = asyncio.get_running_loop()
         self._splitter = news()
@@ -52,13 +52,14 @@ class Process:
         self.status: int | None = None
         self.peak_kb = 0
         self.sock, theirs = socket.socketpair()
+        inherited = (theirs.fileno(),) if listener is None else (theirs.fileno(), listener)
         out, their_out = os.pipe2(os.O_CLOEXEC)
         err, their_err = os.pipe2(os.O_CLOEXEC)
         try:
             # No callback before exec, so that subprocess may take its vfork path; the child confines itself.
             self._popen = subprocess.Popen(
                 [sys.executable, *_PROGRAM, str(theirs.fileno()), str(os.getpid())],
-                stdin=subprocess.DEVNULL, stdout=their_out, stderr=their_err, pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL, stdout=their_out, stderr=their_err, pass_fds=inherited,
                 cwd=work_dir, env=dict(env), start_new_session=True, umask=0o077,
             )  # fmt: skip
         except BaseException:

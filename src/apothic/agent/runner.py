@@ -8,17 +8,16 @@ import signal
 import socket
 import sys
 
-from msgspec.structs import replace
-
 from apothic.agent import isolate
 from apothic.agent.capture import Capture
 from apothic.agent.channel import Channel
 from apothic.agent.conduct import choose
 from apothic.agent.entry import load
-from apothic.agent.frames import Ready, Setup, StartFailed
+from apothic.agent.frames import Ready, Setup
 from apothic.agent.perform import Performer
+from apothic.agent.start import Start
 from apothic.agent.window import Window
-from apothic.protocol.failures import describe
+from apothic.protocol.services import SERVICE_KINDS
 
 
 def run(fd: int, parent: int) -> int:
@@ -36,13 +35,16 @@ def run(fd: int, parent: int) -> int:
     setup = channel.receive()
     if not isinstance(setup, Setup):
         return 1
+    start = Start(channel, capture)
     try:
         entry = load(setup)
     except BaseException as error:
-        capture.finish_all()
-        failure = describe(error, attempt=0, kind="startup")
-        channel.send(StartFailed(failure=replace(failure, retriable=False, payload=None)))
+        start.failed(error)
         return 1
+    if setup.function.kind in SERVICE_KINDS:
+        from apothic.agent.served import serve  # jobs do without a web server in their process
+
+        return serve(setup, entry, channel, start)
     capture.finish_all()
     channel.send(Ready())
     performer = Performer(setup, entry)

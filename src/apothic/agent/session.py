@@ -18,7 +18,9 @@ import aiohttp
 import msgspec
 
 from apothic.agent.containers import Containers
+from apothic.agent.door import Door
 from apothic.agent.outbox import Outbox
+from apothic.agent.relay import Relay
 from apothic.agent.route import ABSENCE_S, Freight, Route, Server
 from apothic.clock import Clock, wait_for
 from apothic.protocol import ids
@@ -65,6 +67,7 @@ class Agent:
         self._freight = Freight(route, clock)
         self._outbox = Outbox(clock, self._post)
         self._containers: Containers | None = None
+        self._relay = Relay(self._door, clock)
         self._welcome: Welcome | None = None
         self._met = False
         self._trouble = ""
@@ -87,6 +90,7 @@ class Agent:
                 await self._keep_session(http)
         finally:
             fence.cancel()
+            await self._relay.close()
             if self._containers is not None:
                 await self._containers.close()
             await self._freight.close()
@@ -144,6 +148,9 @@ class Agent:
         self._socket = ws
         sending = renewing = None
         try:
+            if not self._route.local:
+                # Where the control plane can reach us: the address from which we have reached it.
+                await self._relay.open(ws.get_extra_info("sockname")[0])
             said_at = self._clock.monotonic()
             await ws.send_bytes(_encode(self._hello()))
             async for message in ws:
@@ -180,7 +187,12 @@ class Agent:
             containers=[*(containers.news() if containers is not None else []), *self._outbox.ended_containers()],
             leases=[*(containers.leases() if containers is not None else []), *self._outbox.ended_leases()],
             leaving=self._departure is not None,
+            address=self._relay.address,
         )
+
+    def _door(self, container: str) -> Door | None:
+        found = self._containers.live.get(container) if self._containers is not None else None
+        return found.door if found is not None else None
 
     def _welcomed(self, welcome: Welcome, server: Server, said_at: float) -> None:
         _log.info("welcomed by %s", server.base_url)
@@ -193,6 +205,7 @@ class Agent:
             )
         self._containers.site.limits = welcome
         self._containers.site.base_url = server.base_url
+        self._containers.site.relay = self._relay.address
         self._containers.drop(welcome.dead_leases)
         self._containers.end(welcome.dead_containers)
         self._outgoing.clear()
@@ -222,6 +235,7 @@ class Agent:
                 self._heard_at = max(self._heard_at, self._sent_at.pop(number, self._heard_at))
                 containers.drop(frame.dead_leases)
             case Leave(reason=reason):
+                containers.release()
                 self.leave(reason)
 
     def _post(self, frame: bytes) -> None:
@@ -269,6 +283,8 @@ class Agent:
     async def _depart(self, reason: str) -> None:
         if self._containers is not None and self._welcome is not None:
             self._renew_now()  # before anything is given back: it must not come here again
+            if not self._live:
+                self._containers.release()  # who would tell it is not there
             await self._containers.drain(reason, self._welcome.grace_s)
             until = self._clock.monotonic() + max(LAST_WORDS_S, self._welcome.grace_s)
             while (self._containers.leases() or not self._outbox.empty) and self._clock.monotonic() < until:

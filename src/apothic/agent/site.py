@@ -36,3 +36,4 @@ class Site:
     leftovers: Callable[[], Awaitable[None]]
     keep: Callable[[Path], Path]  # moves a file out of a container's directory
     forget: Callable[[Container], None]
+    relay: str = ""  # HOST:PORT by which the services of an agent elsewhere are reached
