@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apothic.agent.ports import port_holder as port_holder
 from apothic.errors import ConfigError, ConflictError
 
 SERVER_LOCK, AGENT_LOCK = "server.lock", "agent.lock"
@@ -88,18 +89,6 @@ def end(pid: int, seconds: float) -> None:
             clock.pause(0.02)
     except psutil.NoSuchProcess:
         return
-
-
-def port_holder(port: int) -> str:
-    """Return who listens on a TCP port, for people."""
-    import psutil
-
-    try:
-        found = [one for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr[1:2] == (port,)]
-        pid = next((one.pid for one in found if one.pid), None)
-        return f"{psutil.Process(pid).name()} (pid {pid})" if pid else "a process of another user"
-    except psutil.Error:
-        return "another process"
 
 
 def make_private(folder: Path) -> None:

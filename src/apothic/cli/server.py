@@ -20,6 +20,7 @@ from apothic.errors import ApothicError, ConfigError, ServerUnavailableError, fr
 
 if TYPE_CHECKING:
     from apothic.config import Settings
+    from apothic.protocol.messages import Health
 
 _OF_SERVER = tuple(name for name, line in TABLE.items() if line.audience in ("server", "both"))
 _START_S = 60.0
@@ -41,9 +42,8 @@ def server(screen: Screen, embedded: bool) -> None:
     local.make_private(settled.data_dir)
 
     def announce(base_url: str, gateway_url: str | None) -> None:
-        screen.show(
-            _document(base_url, gateway_url, settled.data_dir, os.getpid()), lambda: _lines(base_url, settled.data_dir)
-        )
+        told = _document(base_url, gateway_url, settled.data_dir, os.getpid())
+        screen.show(told, lambda: _lines(told))
 
     try:
         main(settled, LocalAgent(settled.data_dir, SystemClock()), embedded=embedded, announce=announce)
@@ -55,21 +55,26 @@ def _document(base_url: str, gateway_url: str | None, data_dir: Path, pid: int) 
     return {"base_url": base_url, "gateway_url": gateway_url, "data_dir": str(data_dir), "pid": pid}
 
 
-def _lines(base_url: str, data_dir: Path) -> str:
-    return f"API   {base_url}\ndata  {data_dir} (the admin key is in {data_dir / 'admin.key'})"
+def _lines(told: dict[str, Any]) -> str:
+    key = Path(told["data_dir"]) / "admin.key"
+    return (
+        f"API       {told['base_url']}\nservices  {told['gateway_url']}\n"
+        f"data      {told['data_dir']} (the admin key is in {key})"
+    )
 
 
 def _unlistenable(error: OSError, settled: Settings) -> ApothicError:
+    setting = getattr(error, "setting", "port")
+    port, option = getattr(settled, setting), "--" + setting.replace("_", "-")
     if error.errno == errno.EADDRINUSE:
-        who = local.port_holder(settled.port)
         return ConfigError(
-            f"port {settled.port} of {settled.host} is taken by {who}",
-            hint="end that, or take a free port with --port 0",
+            f"port {port} of {settled.host} is taken by {local.port_holder(port)}",
+            hint=f"end that, or take a free port with {option} 0",
         )
     if error.errno in (errno.EADDRNOTAVAIL, errno.EACCES):
         return ConfigError(
-            f"cannot listen on {settled.host}:{settled.port}: {error.strerror}",
-            hint="give an address of this machine with --host, and a port from 1024 up with --port",
+            f"cannot listen on {settled.host}:{port}: {error.strerror}",
+            hint=f"give an address of this machine with --host, and a port from 1024 up with {option}",
         )
     return ServerUnavailableError(f"the server cannot run: {error}", hint="apothic server --traceback tells more")
 
@@ -83,15 +88,13 @@ def up(screen: Screen) -> None:
     settled = settings()
     found = local.running(settled.data_dir)
     if found is not None:
-        screen.show(
-            _document(found.base_url, found.gateway_url, settled.data_dir, found.pid),
-            lambda: _lines(found.base_url, settled.data_dir),
-        )
+        there = _document(found.base_url, found.gateway_url, settled.data_dir, found.pid)
+        screen.show(there, lambda: _lines(there))
         if not screen.as_json:
             screen.note(f"it was running already, as process {found.pid}")
         return
     told = _start(settled, screen)
-    screen.show(told, lambda: _lines(told["base_url"], settled.data_dir))
+    screen.show(told, lambda: _lines(told))
 
 
 def _start(settled: Settings, screen: Screen) -> dict[str, Any]:
@@ -183,13 +186,19 @@ def status(screen: Screen) -> int:
     ]
     text = "\n\n".join(
         [
-            f"server  {asker.base_url}, version {health.version}, process {health.pid}\ndata    {settled.data_dir}",
+            _about(document, health),
             table(["agent", "host", "pid", "connected", "cpu", "memory mb", "containers", "jobs"], rows),
             table(["app", "deployment"], [[one.name, one.deployment_id] for one in apps]),
         ]
     )
     screen.show(document, text)
     return 0
+
+
+def _about(document: dict[str, Any], health: Health) -> str:
+    lines = [f"server    {document['base_url']}, version {health.version}, process {health.pid}"]
+    lines += [f"services  {document['gateway_url']}"] if document["gateway_url"] else []
+    return "\n".join([*lines, f"data      {document['data_dir']}"])
 
 
 @click.command()

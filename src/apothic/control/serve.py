@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import ipaddress
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import uvicorn
 import uvloop
@@ -24,6 +26,7 @@ from apothic import __version__
 from apothic.clock import Clock, SystemClock, wait_for
 from apothic.config import Settings
 from apothic.control.door import Door, SessionDoor
+from apothic.control.gateway.gateway import Gateway
 from apothic.control.http import Http
 from apothic.control.hub import Hub
 from apothic.control.keys import Keys, write_private
@@ -47,12 +50,21 @@ from apothic.store.holds import Holds
 from apothic.store.jobs import Jobs
 from apothic.store.retention import Retention
 from apothic.store.schedules import Schedules
+from apothic.store.services import Services
 from apothic.store.stream import Stream
 
 Announce = Callable[[str, str | None], None]
 
 
 PROBE_S = 5.0  # how long /readyz waits for a write
+
+
+class PortRefused(OSError):
+    """A port cannot be listened on; `setting` is the one that names it."""
+
+    def __init__(self, error: OSError, setting: str) -> None:
+        super().__init__(error.errno, error.strerror)
+        self.setting = setting
 
 
 class Engine(Protocol):
@@ -77,7 +89,7 @@ class ControlPlane:
         data_dir = settings.data_dir
         self.hub = Hub()
         self.db = Database(data_dir / "apothic.db", probe=probe, durable=settings.durability == "full")
-        self.catalog = Catalog(self.db, clock)
+        self.catalog = Catalog(self.db, clock, self.hub.ring)
         self.jobs = Jobs(self.db, clock, self.hub.ring, random.Random())
         self.fleet = Fleet(self.db, clock, self.jobs, self.hub.ring, settings.lease_s)
         self.blobs = Blobs(data_dir / "blobs", self.db, clock, probe, settings.payload_limit)
@@ -93,10 +105,18 @@ class ControlPlane:
             inline_limit=settings.inline_limit,
         )
         self.sessions = Sessions(self.fleet, welcome, probe, clock)
+        self.services = Services(self.db, clock, self.hub.ring)
+        self.gateway = Gateway(
+            self.services, self.keys, self.hub, clock, self.sessions.push, hosts=gateway_hosts(settings),
+            open_by_default=is_loopback(settings.host), startup_timeout_s=settings.startup_timeout_s,
+            grace_s=settings.grace_s,
+        )  # fmt: skip
+        self.fleet.obituary = self.gateway.obituary
         dispatcher = Dispatcher(
-            self.jobs, clock, plan=plan, push=self.sessions.push, sign=self.keys.sign, ring=self.hub.ring,
+            self.jobs, clock, plan=plan, push=self.gateway.push, sign=self.keys.sign, ring=self.hub.ring,
             lease_s=settings.lease_s,
         )  # fmt: skip
+        dispatcher.obituary = self.gateway.obituary
         self.db.last_word = dispatcher.last_word
         self.schedules = Schedules(self.db, clock, self.jobs)
         self.holds = Holds(self.db, clock, self.jobs, self.sessions.push)
@@ -161,44 +181,52 @@ class _Server(uvicorn.Server):
 def main(settings: Settings, engine: Engine, *, embedded: bool, announce: Announce) -> None:
     """Run a control plane, with the agents that `engine` starts, until SIGINT or SIGTERM.
 
-    `announce(base_url, gateway_url)` is called once requests are accepted. Raises `OSError` when the port cannot be
+    `announce(base_url, gateway_url)` is called once requests are accepted. Raises `PortRefused` when a port cannot be
     had, `ConfigError` for a data directory that cannot be used, `ServerUnavailableError` when it has a server already.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     # The writer gives the interpreter up at each SQLite call and wants it back; a busy event loop would keep it for the
     # default of 5 ms each time, some thirty times a transaction.
     sys.setswitchinterval(0.0002)
-    with locked(settings.data_dir), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        listener = bind(settings.host, settings.port)
-        runner.run(_serve(settings, engine, listener, embedded=embedded, announce=announce))
+    with (
+        locked(settings.data_dir),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        bind(settings.host, settings.port) as api,
+        bind(settings.host, settings.gateway_port, "gateway_port") as web,
+    ):
+        runner.run(_serve(settings, engine, api, web, embedded=embedded, announce=announce))
 
 
 async def _serve(
-    settings: Settings, engine: Engine, listener: socket.socket, *, embedded: bool, announce: Announce
+    settings: Settings, engine: Engine, api: socket.socket, web: socket.socket, *, embedded: bool, announce: Announce
 ) -> None:
     clock = SystemClock()
     control = ControlPlane(settings, clock, from_environment(os.environ.get("APOTHIC_PROBE", "")))
     await control.open(settings.data_dir)
+    base_url, gateway_url = url_of(api), settings.gateway_url or url_of(web)
+    control.catalog.gateway_url = gateway_url
     stopping, started = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     server = _Server(_uvicorn(control.http), started)
-    answering = asyncio.create_task(server.serve([listener]))
+    answering = asyncio.create_task(server.serve([api]))
     await started.wait()
-    base_url = url_of(listener)
-    document = {"base_url": base_url, "gateway_url": None, "data_dir": str(settings.data_dir), "pid": os.getpid()}
+    document = {"base_url": base_url, "gateway_url": gateway_url, "data_dir": str(settings.data_dir)}
     about = settings.data_dir / "server.json"
-    write_private(about, json.dumps({**document, "version": __version__}) + "\n")
-    announce(base_url, None)
+    write_private(about, json.dumps({**document, "pid": os.getpid(), "version": __version__}) + "\n")
+    announce(base_url, gateway_url)
     loops = [
         asyncio.create_task(sweep(control.jobs, control.fleet, control.holds, control.sessions.drop, clock)),
+        asyncio.create_task(control.gateway.serve(web)),
         asyncio.create_task(engine.keep(control)),
     ]
     loops.append(asyncio.create_task(unlock(control.plane.waits, control.fleet, clock)))
     loops.append(asyncio.create_task(come_round(control.schedules, clock)))
     loops += [asyncio.create_task(clean(each.step, clock)) for each in (control.retention, control.collector)]
     if embedded:
-        idling = idle(clock, control.jobs, control.schedules, lambda: control.http.requests, stopping.set)
+        idling = idle(
+            clock, control.jobs, control.schedules, control.services, lambda: control.http.requests, stopping.set
+        )
         loops.append(asyncio.create_task(idling))
     await stopping.wait()
     log.info("server.stopping")
@@ -213,18 +241,22 @@ async def _stop(
     control: ControlPlane, engine: Engine, loops: list[asyncio.Task[None]], clock: Clock, grace_s: float
 ) -> None:
     """Let the agents finish what they can within the grace; then end the loops."""
-    for task in loops[1:]:
+    sweeping, serving, *others = loops
+    for task in others:
         task.cancel()
     control.db.last_word = None  # what is given back waits for the next server
+    closing = asyncio.create_task(control.gateway.close(grace_s))
     control.sessions.leave("the server stops")
     until = clock.monotonic() + grace_s + 10.0
     while len(control.sessions) and clock.monotonic() < until:
         control.sessions.changed.clear()
         await wait_for(clock, control.sessions.changed, until - clock.monotonic())
+    await closing
     await engine.ended(control, 5.0)
     control.sessions.close()
     control.streams.close()
-    loops[0].cancel()
+    sweeping.cancel()
+    serving.cancel()
     await asyncio.gather(*loops, return_exceptions=True)
 
 
@@ -249,8 +281,8 @@ def _uvicorn(app: Any) -> uvicorn.Config:
     )
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return a listening socket; port 0 takes a free one. Raises `OSError`."""
+def bind(host: str, port: int, setting: str = "port") -> socket.socket:
+    """Return a listening socket; port 0 takes a free one. Raises `PortRefused`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # IPPROTO_TCP aloud: without it asyncio leaves Nagle on for accepted sockets, 44 ms a request instead of 3
     # (uvicorn#3149).
@@ -258,9 +290,9 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise PortRefused(error, setting) from error
     listener.listen(2048)
     return listener
 
@@ -276,6 +308,22 @@ def url_of(listener: socket.socket) -> str:
 def known_hosts(host: str) -> set[str]:
     """Return the names by which this server may be addressed."""
     return {"localhost", host, socket.gethostname(), socket.getfqdn()} - {""}
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a listener on this address is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def gateway_hosts(settings: Settings) -> set[str] | None:
+    """Return the names by which the gateway may be addressed; `None` for any, as it has those that others give it."""
+    if not is_loopback(settings.host):
+        return None
+    told = urlsplit(settings.gateway_url).hostname if settings.gateway_url is not None else None
+    return {*known_hosts(settings.host), "127.0.0.1", "::1", told or "localhost"}
 
 
 @contextlib.contextmanager
