@@ -39,6 +39,22 @@ def test_the_process_is_the_control_plane_and_says_where(server: Server) -> None
     assert (server.data_dir / "admin.key").stat().st_mode & 0o777 == 0o600
 
 
+def test_the_gateway_is_at_an_address_of_its_own(tmp_path: Path) -> None:
+    for words, told in (([], None), (["--gateway-url", "https://apps.example.org/"], "https://apps.example.org")):
+        server = Server(tmp_path, *words)
+        try:
+            url = server.told["gateway_url"]
+            assert url == told or (told is None and url.startswith("http://127.0.0.1:"))
+            assert url != server.told["base_url"]
+            assert json.loads((server.data_dir / "server.json").read_text())["gateway_url"] == url
+            run = runner(tmp_path, APOTHIC_DATA_DIR=str(server.data_dir))
+            assert run("status", "--json").ok().json["gateway_url"] == url
+            assert f"services  {url}" in run("status").ok().out
+            assert f"services  {url}" in run("up").ok().out
+        finally:
+            assert server.close() == 0
+
+
 def test_a_taken_port_names_who_holds_it(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -46,6 +62,14 @@ def test_a_taken_port_names_who_holds_it(tmp_path: Path) -> None:
     assert ran.status == 1
     assert f"port {port}" in ran.err and f"(pid {os.getpid()})" in ran.err and "--port 0" in ran.err
     assert ran.err.count("\n") == 2
+
+
+def test_a_taken_port_of_the_gateway_is_an_error_of_the_same_kind(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ran = runner(tmp_path)("server", "--port", 0, "--gateway-port", port, "--data-dir", tmp_path / "data")
+    assert ran.status == 1 and f"port {port}" in ran.err and f"(pid {os.getpid()})" in ran.err
+    assert "--gateway-port 0" in ran.err
 
 
 def test_a_data_directory_that_cannot_be_written(tmp_path: Path) -> None:

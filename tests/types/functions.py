@@ -49,6 +49,20 @@ async def tock(times: int) -> AsyncGenerator[bytes, None]:
     yield bytes(times)
 
 
+@app.endpoint(method="POST", path="/{number}", keep_warm_s=5, requires_key=True)
+def triple(number: int) -> dict[str, int]:
+    return {"value": 3 * number}
+
+
+@app.asgi(service_startup_timeout_s=30)
+async def web() -> Callable[..., Any]:
+    return triple
+
+
+@app.web_server(0, startup_timeout=20)
+def server(port: int) -> None: ...
+
+
 @app.local_entrypoint()
 def main(count: int = 3) -> None:
     assert_type(square.remote(3.0), float)
@@ -74,6 +88,13 @@ assert_type(square.map_iter([1.0], ordered=False), Iterator[Any])
 assert_type(square.get_web_url(), str)
 assert_type(square.with_options(timeout_s=3).remote(1.0), float)
 
+assert_type(triple(3), dict[str, int])
+assert_type(triple.local(3), dict[str, int])
+assert_type(triple.get_web_url(), str)
+assert_type(triple.service_url, str | None)
+opened: Coroutine[Any, Any, Callable[..., Any]] = web()
+assert_type(server(8000), None)
+
 assert_type(count.remote_gen(3, step=2), Iterator[int])
 assert_type(spell.remote_gen("abc"), Iterator[str])
 assert_type(tick.remote_gen(3), Iterator[float])
@@ -93,6 +114,8 @@ assert_type(Function.from_name("shop", "total"), RemoteFunction)
 
 async def asynchronous(remote: RemoteFunction, job: Job) -> None:
     assert_type(await square.aio.remote(3.0), float)
+    assert_type(await triple.aio.get_web_url(), str)
+    assert_type(await remote.aio.get_web_url(), str)
     assert_type(await greet.aio.remote("you"), str)
     assert_type(await square.aio.spawn(3.0), Job)
     assert_type(await square.aio.map([1.0]), list[Any])

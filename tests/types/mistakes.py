@@ -50,6 +50,21 @@ def blocking(job: Job) -> None:
 def misnamed() -> None: ...
 
 
+@app.endpoint(methods="GET")  # wrong
+def misspelt() -> None: ...
+
+
+@app.endpoint()
+def served(number: int) -> int:
+    return number
+
+
+def locally() -> None:
+    served("three")  # wrong
+    app.web_server()  # wrong
+    app.asgi(path="/")  # wrong
+
+
 def executed(executor: Executor) -> None:
     executor.submit(len, 3)  # wrong
     executor.submit(len)  # wrong

@@ -6,6 +6,8 @@ import hashlib
 import importlib
 import pickle
 import sys
+import textwrap
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -158,3 +160,14 @@ def test_a_function_inside_a_function_travels_by_value() -> None:
 
     assert home_of(inner) == Home()
     assert home_of(places) == Home(__name__, "places")
+
+
+def test_origins_are_single_files_and_whole_packages() -> None:
+    inner = importlib.import_module("email.mime.text")
+    assert bundle.origins(["email.mime.text", "email.header", "this_is_no_module", "apothic.clock"]) == [
+        Path(str(inner.__file__)).parents[1]
+    ]
+    single = Path(str(tomllib.__file__)).parent
+    assert bundle.origins(["tomllib", "textwrap"]) == sorted([single, Path(textwrap.__file__)])
+    assert list(bundle.files_of(Path(textwrap.__file__))) == [Path(textwrap.__file__)]
+    assert Path(str(inner.__file__)) in set(bundle.files_of(Path(str(inner.__file__)).parents[1]))

@@ -39,7 +39,7 @@ def every_command(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[
 
 def test_the_commands_are_those_of_the_contract() -> None:
     assert {" ".join(path) for path in every_command(root)} == {
-        "server", "up", "down", "status", "agent", "deploy", "run", "call", "app list", "app show", "app stop",
+        "server", "up", "down", "status", "agent", "deploy", "serve", "run", "call", "app list", "app show", "app stop",
         "app rollback", "app logs", "job list", "job show", "job logs", "job watch", "job wait", "job cancel",
         "job story", "job retry", "attach", "key create", "key list", "key revoke", "config show", "doctor",
     }  # fmt: skip

@@ -19,11 +19,16 @@ from apothic.protocol.messages import DeploymentView, Failure
         (Failure(kind="startup", type="ModuleNotFoundError", message="no x"), "must import"),
         (Failure(kind="unsatisfiable", type="Unsatisfiable", message="no gpu"), "gpu="),
         (Failure(kind="startup", type="apothic.errors.ConfigError", message="not yet"), "leave that function out"),
+        (Failure(kind="startup", type="apothic.errors.ConfigError", message="no app\nhint: return it"), "return it"),
+        (Failure(kind="startup", type="RuntimeError", message="no database"), "correct what its start-up log"),
+        (Failure(kind="startup", type="KeyError", message="'HOME'"), "correct what its start-up log"),
     ],
 )
 def test_a_deployment_that_did_not_start_says_what_to_do(failure: Failure, hint: str) -> None:
     view = DeploymentView(id="dep_1", app="a", status="failed", content_hash="", created_at=0.0, failure=failure)
-    assert hint in _failed(view).hint
+    error = _failed(view)
+    assert hint in error.hint
+    assert "hint" not in error.message
 
 
 def test_a_failure_has_the_message_of_our_errors_without_their_hint() -> None:

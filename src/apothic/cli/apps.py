@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,7 @@ from apothic.cli.render import Screen, rhythm, table, when
 if TYPE_CHECKING:
     from apothic.cli.source import Source
     from apothic.client.app import App
+    from apothic.errors import ApothicError
     from apothic.protocol.messages import AppView, FunctionView
 
 # So that `-2` is an argument, and so that what follows FILE belongs to the function.
@@ -21,13 +23,19 @@ _TAKES_ANYTHING = {"ignore_unknown_options": True}
 @click.command()
 @click.argument("target", metavar="FILE[::APP]")
 @click.option("--name", help="Deploy it under another name.")
+@click.option(
+    "--on-cue", is_flag=True, hidden=True, help="Import FILE when a line comes in on stdin, nothing at its end."
+)
 @reaching
 @click.pass_obj
-def deploy(screen: Screen, target: str, name: str | None) -> None:
-    """Deploy an app, and show what changed."""
+def deploy(screen: Screen, target: str, name: str | None, on_cue: bool) -> None:
+    """Deploy an app, show what changed, and where its services are."""
+    import apothic.client.deployment  # noqa: F401 -- with all that it needs, before the cue
     from apothic.cli.source import load
 
     adopt()
+    if on_cue and not sys.stdin.readline():
+        return
     app = load(target).app()
     if name is not None:
         app = app.renamed(name)
@@ -41,10 +49,14 @@ def deploy(screen: Screen, target: str, name: str | None) -> None:
     same = before is not None and before.deployment_id == deployment_id
     document = {"app": app.name, "deployment_id": deployment_id, "changed": not same, "functions": functions}
     document |= {"changes": changes, "urls": [one.service_url for one in functions if one.service_url]}
+    document |= {"sources": [str(path) for path in app.origins()]}
     lines = [f"{app.name} is live: {deployment_id}" + (" (nothing changed)" if same else "")]
     lines += [f"  {mark} {what}" for what, mark in changes.items()]
-    lines += [f"  {one.name}: {one.service_url}" for one in functions if one.service_url]
-    screen.show(document, "\n".join(lines))
+    screen.show(document, "\n".join(lines + _urls(functions)))
+
+
+def _urls(functions: list[FunctionView]) -> list[str]:
+    return [f"  {one.name}: {one.service_url}" for one in functions if one.service_url]
 
 
 def changed(before: list[FunctionView], after: list[FunctionView]) -> dict[str, str]:
@@ -115,12 +127,25 @@ def chosen(source: Source) -> tuple[App, str, bool]:
         return wanted[0]
     if wanted:
         what = f"{source.file} has several things to run"
+    for app in source.apps().values() if not wanted else ():
+        service = app.functions.get(source.name)
+        if service is not None:
+            raise no_job(service.kind, f"{app.name}.{service.name}", f"apothic serve {source.file}")
     known = ", ".join(name for _, name, _ in there)
     raise ConfigError(what, hint=f"say which one: {source.file}::NAME, of {known or 'none'}")
 
 
 def _names(app: App) -> list[tuple[str, bool]]:
-    return [(name, True) for name in app.local_entrypoints] + [(name, False) for name in app.functions]
+    functions = [(name, False) for name, one in app.functions.items() if one.kind == "function"]
+    return [(name, True) for name in app.local_entrypoints] + functions
+
+
+def no_job(kind: str, where: str, instead: str) -> ApothicError:
+    """Return the error of a service that is to run as a job."""
+    from apothic.errors import InvalidRequestError
+    from apothic.protocol.services import described
+
+    return InvalidRequestError(f"{where} is {described(kind)}: it answers HTTP and runs no jobs", hint=instead)
 
 
 def _run_here(screen: Screen, app: App, name: str, args: list[Any], kwargs: dict[str, Any]) -> int:
@@ -207,6 +232,8 @@ def _function_id(asker: Any, app: str, name: str) -> str:
     functions = asker.ask_blocking(FIND_FUNCTIONS, m.FindFunctions(app=app)).functions
     for one in functions:
         if one.name == name:
+            if one.kind != "function":
+                raise no_job(one.kind, f"{app}.{name}", f"curl {one.service_url}" if one.service_url else "ask its URL")
             return str(one.id)
     if not functions:
         raise ConflictError(f"app {app!r} is stopped", hint="deploy it again, or: apothic app rollback " + app)
@@ -323,4 +350,4 @@ def rollback(screen: Screen, name: str, deployment: str | None) -> None:
             raise ConflictError(f"there is no older deployment of {name}", hint=f"apothic app show {name} lists them")
         deployment = older[-1]
     now = asker.ask_blocking(ACTIVATE, m.Activate(app=name, deployment=deployment))
-    screen.show(now, f"{now.app} is {now.status}: {now.id}")
+    screen.show(now, "\n".join([f"{now.app} is {now.status}: {now.id}", *_urls(now.functions)]))

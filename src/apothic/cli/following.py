@@ -34,12 +34,14 @@ def pages(client: ControlPlaneClient, job: str) -> Iterator[JobLogs]:
         after = page.lines[-1].line if page.lines else after
 
 
-def app_pages(client: ControlPlaneClient, app: str, function: str | None, *, follow: bool) -> Iterator[AppLogs]:
+def app_pages(
+    client: ControlPlaneClient, app: str, function: str | None, *, follow: bool, after: int = -1
+) -> Iterator[AppLogs]:
     """Yield the lines of an app that belong to no job, page by page; with `follow`, also those that are to come."""
     from apothic.protocol import messages as m
     from apothic.protocol.routes import APP_LOGS
 
-    after, page = -1, None
+    page = None
     while page is None or page.lines or follow:
         ask = m.ShowAppLogs(
             app=app, function=function, after=after, limit=_PAGE, wait_s=_WAIT_S if follow and page else 0

@@ -12,7 +12,7 @@ import sys
 import click
 
 from apothic import __version__
-from apothic.cli import apps, configuration, doctor, jobs, keys, server
+from apothic.cli import apps, configuration, doctor, jobs, keys, serve, server
 from apothic.cli.connection import json_option, traceback_option
 from apothic.cli.render import Screen
 from apothic.cli.source import UserCodeError
@@ -44,8 +44,8 @@ root = _Root(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 for _command in (
-    server.server, server.up, server.down, server.status, server.agent, apps.deploy, apps.run, apps.call, apps.app,
-    jobs.job, jobs.attach, keys.key, configuration.config, doctor.doctor,
+    server.server, server.up, server.down, server.status, server.agent, apps.deploy, serve.serve, apps.run, apps.call,
+    apps.app, jobs.job, jobs.attach, keys.key, configuration.config, doctor.doctor,
 ):  # fmt: skip
     root.add_command(_command)
 

@@ -61,6 +61,17 @@ class Source:
 def load(target: str) -> Source:
     """Import the file that `FILE[::name]` names. Raises `ConfigError`, and `UserCodeError` if the import raises."""
     file, _, name = target.partition("::")
+    return Source(_imported(_found(file)), file, name)
+
+
+def origin(target: str) -> Path:
+    """Return the file that `FILE[::name]` names, or the package it is in. Raises `ConfigError`."""
+    path = _found(target.partition("::")[0])
+    root, name = _home(path)
+    return root / name.partition(".")[0] if "." in name else path
+
+
+def _found(file: str) -> Path:
     path = Path(file).resolve()
     if not path.is_file():
         raise ConfigError(
@@ -68,13 +79,19 @@ def load(target: str) -> Source:
         )
     if path.suffix != ".py" or not path.stem.isidentifier():
         raise ConfigError(f"{file} cannot be imported", hint="it must be called like a Python module, such as app.py")
-    return Source(_imported(path), file, name)
+    return path
 
 
-def _imported(path: Path) -> ModuleType:
+def _home(path: Path) -> tuple[Path, str]:
+    """Return where a file is imported from, and as what."""
     root, name = path.parent, path.stem
     while (root / "__init__.py").is_file() and root != root.parent:
         root, name = root.parent, f"{root.name}.{name}"
+    return root, name
+
+
+def _imported(path: Path) -> ModuleType:
+    root, name = _home(path)
     # As with `python file.py`: what lies beside the file can be imported from it.
     sys.path.insert(0, str(root))
     known = sys.modules.get(name)

@@ -8,16 +8,17 @@ import hashlib
 import inspect
 import os
 import re
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from apothic.client import bundle, deployment
 from apothic.client.blocking import Facet, awaiting, blocking
 from apothic.client.connection import ControlPlaneClient, client_for
-from apothic.client.function import Function, options_of, warn_of_ambiguity
-from apothic.client.loop import at_caller
+from apothic.client.declare import Declaring, Serving
+from apothic.client.function import Function
+from apothic.client.loop import LOOP, at_caller
 from apothic.client.remote import RemoteFunction
 from apothic.context import CurrentJob, calling_job
 from apothic.errors import ConfigError, NotDeployedError, NotFoundError
@@ -46,24 +47,6 @@ class LocalEntrypoint(Generic[P, R]):
         return f"<LocalEntrypoint {self.name}>"
 
 
-class Declaring:
-    """What `app.function(...)` returns: the decorator."""
-
-    def __init__(self, app: App, options: dict[str, Any]) -> None:
-        self._app = app
-        self._options = options
-
-    @overload
-    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]]) -> Function[P, R, Coroutine[Any, Any, R]]: ...
-    @overload
-    def __call__(self, fn: Callable[P, R]) -> Function[P, R, R]: ...
-    def __call__(self, fn: Callable[..., Any]) -> Function[..., Any, Any]:
-        if isinstance(fn, Function) or not inspect.isfunction(fn):
-            raise TypeError(f"@app.function() takes a function, not {type(fn).__name__}")
-        warn_of_ambiguity(fn, stacklevel=2)
-        return self._app._declare(Function(self._app, fn, options_of(fn, self._options)))
-
-
 @dataclass(frozen=True)
 class _Live:
     """What a deployment of ours has: it holds until another function is declared."""
@@ -71,9 +54,10 @@ class _Live:
     version: int
     deployment_id: str
     functions: dict[str, str]
+    urls: dict[str, str | None]
 
 
-class App:
+class App(Serving):
     """A set of functions that are deployed together.
 
     Functions are its attributes by their names, and stand in `functions`. Nothing is sent before `deploy`, or before
@@ -252,6 +236,10 @@ class App:
         """Return what a deployment would consist of. Reads and hashes the files that travel. Raises `ConfigError`."""
         return self._bundled()[0]
 
+    def origins(self) -> list[Path]:
+        """Return where the files are that travel: single files, and whole packages by their directories."""
+        return bundle.origins({function.local.__module__ for function in self._functions.values()})
+
     def _bundled(self) -> tuple[m.AppManifest, dict[str, Path | bytes]]:
         specs: list[m.FunctionSpec] = []
         payloads: dict[str, Path | bytes] = {}
@@ -301,7 +289,7 @@ class App:
             return found.functions[0].id, None
         if self._live is None or self._live.deployment_id != job.deployment_id:
             view = await self.client._ask(routes.SHOW_DEPLOYMENT, m.ShowDeployment(deployment=job.deployment_id), None)
-            self._live = _Live(-1, view.id, {function.name: function.id for function in view.functions})
+            self._live = _live(-1, view)
         if name not in self._live.functions:
             raise NotDeployedError(
                 f"{self._name}.{name} is not part of deployment {job.deployment_id}",
@@ -312,8 +300,22 @@ class App:
     async def _deploy(self, version: int) -> _Live:
         manifest, sources = await at_caller(self._bundled)
         view = await deployment.deploy(self.client, manifest, sources)
-        self._live = _Live(version, view.id, {function.name: function.id for function in view.functions})
+        self._live = _live(version, view)
         return self._live
+
+    def known_url(self, name: str) -> str | None:
+        """Return where a service of the live deployment is found. Deploys nothing, and starts no server."""
+        known = self._live.urls.get(name) if self._live is not None else None
+        return known or LOOP.block(lambda: self._look_for_url(name))
+
+    async def _look_for_url(self, name: str) -> str | None:
+        if not await self.client.has_server():
+            return None
+        try:
+            found = await self.client._ask(routes.FIND_FUNCTIONS, m.FindFunctions(app=self._name, name=name), None)
+        except NotFoundError:
+            return None
+        return found.functions[0].service_url if found.functions else None
 
     def forget(self) -> None:
         """Deploy again before the next job: the control plane does not know the deployment any more."""
@@ -396,6 +398,11 @@ class RemoteAppAio(Facet[RemoteApp]):
     hydrate = awaiting(RemoteApp.hydrate)
 
 
+def _live(version: int, view: m.DeploymentView) -> _Live:
+    ids = {function.name: function.id for function in view.functions}
+    return _Live(version, view.id, ids, {function.name: function.service_url for function in view.functions})
+
+
 def _again(name: str) -> RemoteApp:
     return RemoteApp(name, client_for())
 
@@ -413,6 +420,8 @@ def _spec(function: Function[..., Any, Any]) -> tuple[m.FunctionSpec, bytes]:
         is_generator=inspect.isgeneratorfunction(entry) or inspect.isasyncgenfunction(entry),
         is_async=inspect.iscoroutinefunction(entry) or inspect.isasyncgenfunction(entry),
         options=function.options,
+        kind=function._kind,
+        service=function._service,
     )
     return spec, payload
 

@@ -104,6 +104,21 @@ def collect(modules: Iterable[str]) -> Bundle:
     return Bundle(files, sources)
 
 
+def origins(modules: Iterable[str]) -> list[Path]:
+    """Return where those modules' files are: single files, and whole packages by their directories."""
+    found: set[Path] = set()
+    for name in modules:
+        file = _file_of(sys.modules.get(name))
+        if file is not None and name.partition(".")[0] != "apothic":
+            found.add(_top(remote_name(name), file))
+    return sorted(found)
+
+
+def files_of(origin: Path) -> Iterator[Path]:
+    """Yield the files of one of `origins` that travel. Raises `ConfigError` for links that lead out of the package."""
+    return _walk(origin) if origin.is_dir() else iter([origin])
+
+
 def _file_of(module: ModuleType | None) -> Path | None:
     file = getattr(module, "__file__", None)
     if not file or not file.endswith(".py"):
@@ -114,14 +129,22 @@ def _file_of(module: ModuleType | None) -> Path | None:
 
 def _places(module: str, file: Path) -> dict[str, Path]:
     """Return where the files go that travel for one module."""
+    top = _top(module, file)
+    if top == file:
+        return {f"{module}.py": file}
+    package = module.partition(".")[0]
+    return {str(PurePosixPath(package, *path.relative_to(top).parts)): path for path in _walk(top)}
+
+
+def _top(module: str, file: Path) -> Path:
+    """Return the single file, or the directory of the top-level package."""
     parts = module.split(".")
     is_package = file.name == "__init__.py"
     if len(parts) == 1 and not is_package:
-        return {f"{module}.py": file}
+        return file
     # pkg/sub/mod.py as pkg.sub.mod: the top-level package is as many folders up as there are dots.
     above = len(parts) - (0 if is_package else 1)
-    top = file.parents[above - 1]
-    return {str(PurePosixPath(parts[0], *path.relative_to(top).parts)): path for path in _walk(top)}
+    return file.parents[above - 1]
 
 
 def _walk(top: Path) -> Iterator[Path]:

@@ -116,6 +116,12 @@ class ControlPlaneClient:
                     self._home = self._kept(await self._settle())
         return self._home, None
 
+    async def has_server(self) -> bool:
+        """Tell whether there is a control plane to ask without starting one. Only on the library's own loop."""
+        if self._home is not None or calling_job() is not None or self.settings.base_url is not None:
+            return True
+        return await embedded.find(self.settings.data_dir) is not None
+
     async def upload(self, source: Path | bytes, sha256: str, size: int, *, timeout_s: float | None = None) -> None:
         """Send a file's bytes, or those given, under their hash. Only on the library's own loop."""
         transport, key = await self.way()

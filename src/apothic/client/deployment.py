@@ -74,14 +74,19 @@ async def _upload(
 def _hint(failure: m.Failure | None) -> str:
     if failure is not None and failure.kind == "unsatisfiable":
         return "ask for less with cpu=, memory_mb= or gpu=, or join an agent that has it"
-    if failure is not None and failure.type.endswith("ConfigError"):
-        return "leave that function out until a version that runs it"
-    return "its modules must import where the agent runs; only the app's own package or file travels"
+    if failure is None or failure.type in ("ImportError", "ModuleNotFoundError"):
+        return "its modules must import where the agent runs; only the app's own package or file travels"
+    if failure.type.endswith("ConfigError"):
+        return failure.message.partition("\nhint: ")[2] or "leave that function out until a version that runs it"
+    return "correct what its start-up log and traceback say, and deploy it again"
 
 
 def _failed(view: m.DeploymentView) -> NotDeployedError:
     failure = view.failure
-    what = f"{failure.type}: {failure.message}".rstrip(": ") if failure is not None else f"it is {view.status}"
+    what = f"it is {view.status}"
+    if failure is not None:
+        message = failure.message.partition("\nhint: ")[0]
+        what = message if failure.type.endswith("ConfigError") else f"{failure.type}: {message}".rstrip(": ")
     log = view.startup_log or (failure.log_tail if failure is not None else "")
     tail = "\n".join(f"  {line}" for line in log.splitlines()[-_LOG_LINES:])
     error = NotDeployedError(

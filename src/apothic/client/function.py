@@ -19,9 +19,11 @@ from apothic.client.loop import LOOP
 from apothic.client.mapped import Mapped, MappedAio, refuse_generator, require_generator
 from apothic.client.remote import RemoteFunction
 from apothic.client.submission import Address, Submission
-from apothic.errors import ConfigError, NotAServiceError
+from apothic.client.web import no_service, refuse_jobs, web_url
+from apothic.errors import ConfigError
 from apothic.protocol import messages as m
 from apothic.protocol.pickling import locate
+from apothic.protocol.services import ServiceSpec
 from apothic.protocol.specs import BatchingSpec, ConcurrencySpec, Cron, FunctionOptions, Period, Retries
 
 if TYPE_CHECKING:
@@ -44,13 +46,22 @@ class Function(Mapped, Generic[P, R, L]):
     where the method names some; `with_options` sets what belongs to the jobs.
     """
 
-    def __init__(self, app: App, entry: Callable[P, L], options: FunctionOptions) -> None:
+    def __init__(
+        self,
+        app: App,
+        entry: Callable[P, L],
+        options: FunctionOptions,
+        kind: m.Kind = "function",
+        service: ServiceSpec | None = None,
+    ) -> None:
         if not inspect.isfunction(entry):
             raise TypeError(f"@app.function() takes a function, not {type(entry).__name__}")
         functools.update_wrapper(self, entry)
         self._app = app
         self._entry: Callable[P, L] = entry
         self._options = options
+        self._kind: m.Kind = kind
+        self._service = service
         self._submission = Submission()
         self._is_generator = inspect.isgeneratorfunction(entry) or inspect.isasyncgenfunction(entry)
         if options.schedule is not None:
@@ -84,7 +95,7 @@ class Function(Mapped, Generic[P, R, L]):
     @property
     def kind(self) -> str:
         """Return `function`, or the sort of service that it is."""
-        return "function"
+        return self._kind
 
     @property
     def schedule(self) -> Cron | Period | None:
@@ -93,8 +104,11 @@ class Function(Mapped, Generic[P, R, L]):
 
     @property
     def service_url(self) -> str | None:
-        """Return where it is served; `None` for a function that is no service."""
-        return None
+        """Return where it is served, once a deployment is live; `None` before, and for a function that is no service.
+
+        Deploys nothing: `get_web_url` does.
+        """
+        return None if self._kind == "function" else self._app.known_url(self.name)
 
     @property
     def aio(self) -> FunctionAio[P, R, L]:
@@ -179,6 +193,7 @@ class Function(Mapped, Generic[P, R, L]):
         return self._spawn(args, kwargs)
 
     def _spawn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Job]:
+        self._refuse_service()
         return submission.spawn(self, submission.pack(self, args, kwargs), timeout_s=self._patience)
 
     @blocking
@@ -191,6 +206,7 @@ class Function(Mapped, Generic[P, R, L]):
         return self._remote(args, kwargs)
 
     def _remote(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, R]:
+        self._refuse_service()
         refuse_generator(self._is_generator, self.name, "remote", "remote_gen")
         return submission.call(self, submission.pack(self, args, kwargs), timeout_s=self._patience)
 
@@ -207,24 +223,32 @@ class Function(Mapped, Generic[P, R, L]):
         return deliver(self._items(args, kwargs))
 
     def _items(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncIterator[Callable[[], Any]]:
+        self._refuse_service()
         require_generator(self._is_generator, self.name, "remote_gen", "remote")
         return owned.items(self, submission.pack(self, args, kwargs), timeout_s=self._patience)
 
     @blocking
     def get_web_url(self, /) -> Coroutine[Any, Any, str]:
-        """Return the URL of the service. Raises `NotAServiceError` for a function that is none."""
+        """Return the URL of the service; deploy its app first, unless that has been done.
+
+        Waits for one that is starting, at most the client's `timeout_s`. Raises `NotAServiceError` for a function that
+        is none, and what `App.deploy` raises.
+        """
         return self._web_url()
 
     async def _web_url(self) -> str:
-        raise NotAServiceError(
-            f"{self._app.name}.{self.name} is a plain function and serves no URL",
-            hint=f"call it: {self.name}.remote(...)",
-        )
+        if self._kind == "function":
+            raise no_service(self._app.name, self.name)
+        await self._app.find(self.name)
+        return await web_url(self.client_here(), self._app.name, self.name)
 
     # --- where jobs go ------------------------------------------------------------------------------------------
 
     def client_here(self) -> ControlPlaneClient:
         return self._app.client
+
+    def _refuse_service(self) -> None:
+        refuse_jobs(self._kind, f"{self._app.name}.{self.name}")
 
     async def address(self) -> Address:
         function, deployment = await self._app.find(self.name)
@@ -256,7 +280,7 @@ class FunctionAio(MappedAio, Generic[P, R, L]):
         return adeliver(self._function._items(args, kwargs))
 
     async def get_web_url(self, /) -> str:
-        """Return the URL of the service. Raises `NotAServiceError` for a function that is none."""
+        """Return the URL of the service. See `Function.get_web_url`."""
         return await LOOP.hop(self._function._web_url)
 
 
@@ -299,13 +323,16 @@ def _marking(mark: str, spec: ConcurrencySpec | BatchingSpec) -> Callable[[F], F
     return decorate
 
 
-def options_of(fn: Callable[..., Any], given: dict[str, Any]) -> FunctionOptions:
-    """Make a function's options of those given and those of the decorators under it. Raises `ConfigError`."""
+def options_of(fn: Callable[..., Any], given: dict[str, Any], *, at_once: int = 1) -> FunctionOptions:
+    """Make a function's options of those given and those of the decorators under it. Raises `ConfigError`.
+
+    `at_once` is what `concurrent_requests` is when nobody says.
+    """
     concurrency: ConcurrencySpec | None = getattr(fn, _CONCURRENCY, None)
-    at_once = given["concurrent_requests"]
-    if concurrency is not None and at_once not in (1, concurrency.max_inputs):
+    short = given["concurrent_requests"]
+    if concurrency is not None and short not in (at_once, concurrency.max_inputs):
         raise ConfigError(
-            f"concurrent_requests says {at_once} and @concurrent says {concurrency.max_inputs}",
+            f"concurrent_requests says {short} and @concurrent says {concurrency.max_inputs}",
             hint="give one of the two; concurrent_requests is the short form",
         )
     return FunctionOptions(**given, concurrency=concurrency, batching=getattr(fn, _BATCHING, None))

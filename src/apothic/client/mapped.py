@@ -34,6 +34,7 @@ class Mapped(ABC):
 
         The job is this iterator's own, as that of `remote_gen`. Raises `ValueError` at once for a type that is none.
         """
+        self._refuse_service()
         types = check_types(event_types)
         envelope = pack(self, args, kwargs)
         return owned.events(self, envelope, timeout_s=self._patience, types=types, snapshot=snapshot)
@@ -44,6 +45,7 @@ class Mapped(ABC):
 
         If `items` raises, what was submitted is cancelled and the same exception raised.
         """
+        self._refuse_service()
         return Fanout(self, items).jobs(timeout_s=self._patience)
 
     @blocking
@@ -73,6 +75,7 @@ class Mapped(ABC):
 
         Otherwise as `map`. Leaving the loop early cancels what is unfinished.
         """
+        self._refuse_service()
         refuse_generator(self._is_generator, self.name, "map_iter", "spawn_map or remote_gen")
         return Fanout(self, items).results(
             timeout_s=self._patience, ordered=ordered, return_exceptions=return_exceptions
@@ -87,6 +90,7 @@ class Mapped(ABC):
         return_exceptions: bool = False,
         keep: bool = True,
     ) -> Coroutine[Any, Any, list[Any]]:
+        self._refuse_service()
         refuse_generator(self._is_generator, self.name, method, "spawn_map or remote_gen")
         fanout = Fanout(self, items, arguments)
         return fanout.collect(timeout_s=self._patience, return_exceptions=return_exceptions, keep=keep)
@@ -96,6 +100,9 @@ class Mapped(ABC):
     @property
     @abstractmethod
     def name(self) -> str: ...
+
+    @abstractmethod
+    def _refuse_service(self) -> None: ...
 
     @abstractmethod
     def client_here(self) -> ControlPlaneClient: ...

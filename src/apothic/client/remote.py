@@ -13,8 +13,9 @@ from apothic.client.fanout import Fanout, Items, single, spread
 from apothic.client.job import Job
 from apothic.client.mapped import refuse_generator, require_generator
 from apothic.client.submission import Address, Submission
+from apothic.client.web import refuse_jobs, web_url
 from apothic.context import calling_job
-from apothic.errors import NotAServiceError, NotFoundError
+from apothic.errors import NotFoundError
 from apothic.protocol import messages as m
 from apothic.protocol import routes
 from apothic.protocol.events import JobStreamEvent, check_types
@@ -129,6 +130,11 @@ class RemoteFunction:
             self._found = await find(self._client, self._app_name, self._name)
         return self._found
 
+    async def _look_up_function(self) -> m.FunctionView:
+        view = await self._look_up()
+        refuse_jobs(view.kind, f"{self._app_name}.{self._name}")
+        return view
+
     # --- as jobs ------------------------------------------------------------------------------------------------
 
     def with_options(
@@ -174,7 +180,7 @@ class RemoteFunction:
         envelope = submission.pack(self, args, kwargs)
 
         async def check() -> None:
-            view = await self._look_up()
+            view = await self._look_up_function()
             require_generator(view.is_generator, self._name, "remote_gen", "remote")
 
         return owned.items(self, envelope, timeout_s=timeout_s, check=check)
@@ -244,7 +250,7 @@ class RemoteFunction:
 
     async def _refuse_generator(self, method: str, instead: str, envelope: Envelope | None = None) -> None:
         try:
-            refuse_generator((await self._look_up()).is_generator, self._name, method, instead)
+            refuse_generator((await self._look_up_function()).is_generator, self._name, method, instead)
         except BaseException:
             if envelope is not None:
                 envelope.discard()
@@ -252,14 +258,11 @@ class RemoteFunction:
 
     @blocking
     async def get_web_url(self, /) -> str:
-        """Return the URL of the service. Raises `NotAServiceError` for a function that is none."""
-        view = await self._look_up()
-        if view.service_url is None:
-            raise NotAServiceError(
-                f"{self._app_name}.{self._name} is a {view.kind} and serves no URL",
-                hint="call it with .remote(...)",
-            )
-        return view.service_url
+        """Return the URL of the service; wait for one that is starting, at most the client's `timeout_s`.
+
+        Raises `NotAServiceError` for a function that is none, `NotFoundError`.
+        """
+        return await web_url(self._client, self._app_name, self._name)
 
     # --- where jobs go ------------------------------------------------------------------------------------------
 
@@ -271,7 +274,7 @@ class RemoteFunction:
         return self._client
 
     async def address(self) -> Address:
-        view = await self._look_up()
+        view = await self._look_up_function()
         job = calling_job()
         own = job is not None and job.app == self._app_name
         return Address(view.id, job.deployment_id if job is not None and own else None, view.is_generator)
