@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from apothic import ControlPlaneClient
+from apothic import App, ControlPlaneClient
 
 ROOT = Path(__file__).resolve().parent.parent
 STOP_S = 30.0
@@ -43,7 +43,7 @@ class Server:
         self.home = data_dir.parent / f"{data_dir.name}-home"
         self.home.mkdir(parents=True, exist_ok=True)
         self.settings = dict(settings)
-        self.base_url = ""
+        self.base_url = self.gateway_url = ""
         self.pid = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._clients: list[ControlPlaneClient] = []
@@ -69,7 +69,7 @@ class Server:
                     told = json.loads(line)
                     break
         assert "base_url" in told, f"the server did not start: {told}\n{self.log()}"
-        self.base_url, self.pid = told["base_url"], told["pid"]
+        self.base_url, self.gateway_url, self.pid = told["base_url"], told["gateway_url"], told["pid"]
 
     def client(self, *, timeout_s: float = 60.0) -> ControlPlaneClient:
         """Return a client of this server that has the admin key."""
@@ -77,6 +77,21 @@ class Server:
         client = ControlPlaneClient(self.base_url, api_key=key, timeout_s=timeout_s)
         self._clients.append(client)
         return client
+
+    @contextlib.contextmanager
+    def lending(self, *apps: App, deploy: bool = True, timeout_s: float = 60.0) -> Iterator[ControlPlaneClient]:
+        """Lend a client to apps of the tests' modules for the length of a block, and deploy them."""
+        client = self.client(timeout_s=timeout_s)
+        for app in apps:
+            app._client = client
+            if deploy:
+                app.deploy()
+        try:
+            yield client
+        finally:
+            for app in apps:
+                app._client = None
+                app.forget()
 
     def log(self) -> str:
         """Return what it wrote to stderr."""

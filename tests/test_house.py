@@ -63,8 +63,8 @@ def test_the_public_names_are_these() -> None:
         "CurrentJob", "Executor", "Function", "FunctionOptions", "Job", "JobEndEvent", "JobErrorEvent", "JobLogEvent",
         "JobResetEvent", "JobResultEvent", "JobSnapshotEvent", "JobStatusEvent", "JobStreamCheckpoint",
         "JobStreamCursor", "JobStreamEvent", "JobStreamItemEvent", "JobStreamResetError", "LocalEntrypoint", "Period",
-        "RemoteApp", "RemoteFunction", "Retries", "__version__", "batched", "concurrent", "current_batch",
-        "current_job", "errors",
+        "RemoteApp", "RemoteFunction", "Response", "Retries", "__version__", "batched", "concurrent",
+        "current_batch", "current_job", "errors",
     ]  # fmt: skip
     for name in apothic.__all__:
         assert getattr(apothic, name) is not None

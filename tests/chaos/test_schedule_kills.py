@@ -22,9 +22,10 @@ from apothic.clock import ManualClock
 from apothic.probe import Probe
 from apothic.protocol.messages import AppManifest, FunctionSpec
 from apothic.protocol.specs import FunctionOptions, Period
-from apothic.store.catalog import Catalog, make_live
+from apothic.store.catalog import Catalog
 from apothic.store.db import Database
 from apothic.store.jobs import Jobs
+from apothic.store.rollout import Rollout
 
 PERIOD_S = 60.0
 SCHEDULER = Path(__file__).with_name("scheduling.py")
@@ -77,8 +78,8 @@ class Storm:
     async def open(self) -> None:
         self.db.open()
         spec = FunctionSpec(name="f", module="app", options=FunctionOptions(schedule=Period(seconds=PERIOD_S)))
-        view = await Catalog(self.db, self.clock).deploy(AppManifest(app="app", functions=[spec]))
-        await self.db.write(lambda tx: make_live(tx, "app", view.id, self.clock.now()))
+        view = await Catalog(self.db, self.clock, print).deploy(AppManifest(app="app", functions=[spec]))
+        await self.db.write(lambda tx: Rollout(tx, self.clock.now(), print).go_live("app", view.id))
         self.since = self.clock.now()
         self.schedulers = [Scheduler(self.path), Scheduler(self.path)]
 

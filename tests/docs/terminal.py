@@ -14,7 +14,7 @@ from pathlib import Path
 from rig import end_leftovers, leftovers
 
 _MARK = "\x1eended "
-USUAL = "http://127.0.0.1:8700"
+USUAL = {"base_url": "http://127.0.0.1:8700", "gateway_url": "http://127.0.0.1:8701"}
 
 
 class Terminal:
@@ -52,11 +52,14 @@ class Terminal:
         raise AssertionError(f"the shell ended at: {command}")
 
     def _placed(self, command: str) -> str:
-        """Put the address of the server that runs here for that of one that runs alone on its machine."""
+        """Put the addresses of the server that runs here for those of one that runs alone on its machine."""
         file = self.data_dir / "server.json"
-        if USUAL not in command or not file.exists():
+        if not any(usual in command for usual in USUAL.values()) or not file.exists():
             return command
-        return command.replace(USUAL, json.loads(file.read_text())["base_url"])
+        told = json.loads(file.read_text())
+        for name, usual in USUAL.items():
+            command = command.replace(usual, told[name])
+        return command
 
     def close(self) -> None:
         """End the shell, whatever it is at, and what it runs in the background."""

@@ -8,13 +8,28 @@ import sys
 from pathlib import Path
 
 import psutil
-from pages import ROOT
-from rig import leftovers
+import pytest
+import rig
+from pages import ROOT, agree
+from rig import Server, leftovers
 from terminal import environment
 
 DEMOS = {
     "stdlib_survey": {"demo.py", "survey.py", "attach.py"},  # the demo imports one and starts the other
     "token_stream": {"demo.py", "tokens.py", "reader.py"},
+}
+# What each says when it is run, deploying itself and asking its own service.
+SERVICES = {
+    "json_endpoint.py": '200 {"customer":"ada","total":10.0,"currency":"SEK"}',
+    "token_stream.py": "text/plain; charset=utf-8 one two three\ndata: one data: two data: three",
+    "fastapi_chat.py": ("1: hello\n2: is anybody here?\n['hello', 'is anybody here?']\nthe API at chat/web/ has /said"),
+    "flask_notes.py": (
+        "/notes/site/ <form method=post action=/notes/site/add><input name=note></form>\n<p>buy &lt;tea&gt;"
+    ),
+    "django_admin.py": (
+        "/django/site/static/admin/css/base.css text/css\n/django/site/admin/ Site administration | Django site admin"
+    ),
+    "file_server.py": 'SimpleHTTP/… s = """Gur Mra bs Clguba, ol Gvz Crgref',
 }
 
 
@@ -53,6 +68,16 @@ def test_the_demo_runs_and_leaves_nothing(tmp_path: Path) -> None:
     check_nothing_is_left(said, "demo")
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_deployed_and_answers(server: Server, name: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "services" / name)], cwd=server.home,
+        env=rig.environment(server.data_dir, server.home), capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (0, ""), ran.stdout + ran.stderr + server.log()
+    assert agree(SERVICES[name], ran.stdout), ran.stdout
+
+
 def test_no_example_is_forgotten() -> None:
     found = {str(path.relative_to(ROOT / "examples")) for path in (ROOT / "examples").rglob("*.py")}
-    assert found == {f"{folder}/{name}" for folder, names in DEMOS.items() for name in names}
+    assert found == {f"{folder}/{name}" for folder, names in {**DEMOS, "services": SERVICES}.items() for name in names}

@@ -16,11 +16,8 @@ from apothic import ControlPlaneClient, Executor
 @pytest.fixture(scope="module")
 def yielding(server: Server) -> Iterator[None]:
     """Deploy the app of generators to this module's server."""
-    yields.app._client = server.client()
-    yields.app.deploy()
-    yield
-    yields.app._client = None
-    yields.app.forget()
+    with server.lending(yields.app):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -36,3 +36,8 @@ def letters(word: str) -> Iterator[str]:
     yield from word
     if not word.isalpha():
         raise ValueError(f"{word} is no word")
+
+
+@app.endpoint(path="/{name}")
+def greet(name: str) -> str:
+    return f"hello {name}"

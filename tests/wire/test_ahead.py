@@ -16,11 +16,8 @@ from apothic.protocol import routes
 
 @pytest.fixture
 def client(server: Server) -> Iterator[ControlPlaneClient]:
-    client = server.client()
-    mixed.app._client = client
-    yield client
-    mixed.app._client = None
-    mixed.app.forget()
+    with server.lending(mixed.app, deploy=False) as client:
+        yield client
 
 
 def test_quick_jobs_end_while_a_long_one_runs(client: ControlPlaneClient, tmp_path: Path) -> None:

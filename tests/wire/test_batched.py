@@ -19,11 +19,8 @@ from apothic.errors import ConfigError, JobCancelledError, JobFailedError, JobTi
 
 @pytest.fixture(scope="module", autouse=True)
 def deployed(server: Server) -> Iterator[None]:
-    baker.app._client = server.client()
-    baker.app.deploy()
-    yield
-    baker.app._client = None
-    baker.app.forget()
+    with server.lending(baker.app):
+        yield
 
 
 def running(gate: Path) -> list[str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 import sseclient
-from playwright.async_api import Page, async_playwright
+from browsers import browsing
+from playwright.async_api import Page
 from proxy import Proxy, proxied
 from rig import Server
 from yields import count, paced
@@ -19,9 +19,6 @@ from apothic import Job
 from apothic.protocol import messages as m
 from apothic.protocol import routes
 
-# As root, in a container, and with nothing to fetch from anywhere.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
 FOLLOW = """url => {
     window.told = []; window.opened = 0;
     const source = window.source = new EventSource(url);
@@ -35,19 +32,10 @@ FOLLOW = """url => {
 pytestmark = pytest.mark.usefixtures("yielding")
 
 
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    found = shutil.which("chromium")
-    # `make test` installs it where it may, and says aloud where it may not.
-    return found or pytest.skip("there is no chromium here: apt-get install chromium")
-
-
 @pytest.fixture
-async def page(chromium: str) -> AsyncIterator[Page]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield await browser.new_page()
-        await browser.close()
+async def page() -> AsyncIterator[Page]:
+    async with browsing() as page:
+        yield page
 
 
 @pytest.fixture

@@ -16,14 +16,8 @@ from apothic.protocol import routes
 
 @pytest.fixture
 def client(server: Server) -> Iterator[ControlPlaneClient]:
-    client = server.client(timeout_s=120.0)
-    for app in (greedy.greedy, greedy.modest):
-        app._client = client
-        app.deploy()
-    yield client
-    for app in (greedy.greedy, greedy.modest):
-        app._client = None
-        app.forget()
+    with server.lending(greedy.greedy, greedy.modest, timeout_s=120.0) as client:
+        yield client
 
 
 def ended(client: ControlPlaneClient, job: str) -> float:

@@ -23,12 +23,8 @@ from apothic.protocol import routes
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[ControlPlaneClient]:
-    client = server.client()
-    sums.app._client = client
-    sums.app.deploy()
-    yield client
-    sums.app._client = None
-    sums.app.forget()
+    with server.lending(sums.app) as client:
+        yield client
 
 
 class Dry(Exception):

@@ -16,11 +16,8 @@ from apothic.protocol import routes
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[ControlPlaneClient]:
-    client = server.client()
-    nests.app._client = client
-    yield client
-    nests.app._client = None
-    nests.app.forget()
+    with server.lending(nests.app, deploy=False) as client:
+        yield client
 
 
 def test_a_function_maps_another_and_is_the_parent_of_its_jobs(client: ControlPlaneClient) -> None:

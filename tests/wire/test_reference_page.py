@@ -9,7 +9,7 @@ from pathlib import Path
 
 import page
 import pytest
-from page import add, app, double, held, letters
+from page import add, app, double, greet, held, letters
 from rig import Server
 
 from apothic import (
@@ -51,6 +51,11 @@ def client(server: Server) -> Iterator[ControlPlaneClient]:
 @pytest.fixture
 def remote(client: ControlPlaneClient) -> RemoteFunction:
     return RemoteFunction.from_name("page", "double", client=client)
+
+
+@pytest.fixture
+def served(client: ControlPlaneClient) -> RemoteFunction:
+    return RemoteFunction.from_name("page", "greet", client=client)
 
 
 @pytest.fixture
@@ -100,15 +105,16 @@ def test_function_options() -> None:
 
 
 def test_function_kind() -> None:
-    assert double.kind == "function"
+    assert (double.kind, greet.kind) == ("function", "endpoint")
 
 
 def test_function_schedule() -> None:
     assert double.schedule is None
 
 
-def test_function_service_url() -> None:
+def test_function_service_url(client: ControlPlaneClient) -> None:
     assert double.service_url is None
+    assert greet.service_url == greet.get_web_url()
 
 
 async def test_function_aio(client: ControlPlaneClient) -> None:
@@ -155,12 +161,14 @@ def test_function_for_each(client: ControlPlaneClient) -> None:
     assert double.for_each([1, 2]) is None  # type: ignore[func-returns-value]
 
 
-def test_function_get_web_url() -> None:
+def test_function_get_web_url(client: ControlPlaneClient) -> None:
+    assert greet.get_web_url().endswith("/page/greet/")
     with pytest.raises(NotAServiceError, match=r"page\.double"):
         double.get_web_url()
 
 
-async def test_function_aio_get_web_url() -> None:
+async def test_function_aio_get_web_url(client: ControlPlaneClient) -> None:
+    assert await greet.aio.get_web_url() == greet.service_url
     with pytest.raises(NotAServiceError, match=r"page\.double"):
         await double.aio.get_web_url()
 
@@ -180,12 +188,12 @@ def test_remotefunction_name(remote: RemoteFunction) -> None:
     assert remote.name == "double"
 
 
-def test_remotefunction_kind(remote: RemoteFunction) -> None:
-    assert remote.kind == "function"
+def test_remotefunction_kind(remote: RemoteFunction, served: RemoteFunction) -> None:
+    assert (remote.kind, served.kind) == ("function", "endpoint")
 
 
-def test_remotefunction_service_url(remote: RemoteFunction) -> None:
-    assert remote.service_url is None
+def test_remotefunction_service_url(remote: RemoteFunction, served: RemoteFunction) -> None:
+    assert (remote.service_url, served.service_url) == (None, greet.service_url)
 
 
 def test_remotefunction_schedule(remote: RemoteFunction) -> None:
@@ -251,12 +259,14 @@ def test_remotefunction_for_each(remote: RemoteFunction) -> None:
     assert remote.for_each([1, 2], timeout_s=60.0) is None  # type: ignore[func-returns-value]
 
 
-def test_remotefunction_get_web_url(remote: RemoteFunction) -> None:
+def test_remotefunction_get_web_url(remote: RemoteFunction, served: RemoteFunction) -> None:
+    assert served.get_web_url() == greet.service_url
     with pytest.raises(NotAServiceError):
         remote.get_web_url()
 
 
-async def test_remotefunction_aio_get_web_url(remote: RemoteFunction) -> None:
+async def test_remotefunction_aio_get_web_url(remote: RemoteFunction, served: RemoteFunction) -> None:
+    assert await served.aio.get_web_url() == greet.service_url
     with pytest.raises(NotAServiceError):
         await remote.aio.get_web_url()
 
@@ -439,4 +449,4 @@ def test_jobstreamreseterror(client: ControlPlaneClient) -> None:
 
 
 def test_the_app_is_found_by_its_own_name(client: ControlPlaneClient) -> None:
-    assert set(page.app.functions) == {"double", "add", "held", "letters"}
+    assert set(page.app.functions) == {"double", "add", "held", "letters", "greet"}

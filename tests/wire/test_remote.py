@@ -34,11 +34,8 @@ from apothic.protocol import routes
 
 @pytest.fixture(scope="module")
 def client(server: Server) -> Iterator[ControlPlaneClient]:
-    client = server.client()
-    sums.app._client = client
-    yield client
-    sums.app._client = None
-    sums.app.forget()
+    with server.lending(sums.app, deploy=False) as client:
+        yield client
 
 
 def named(name: str, client: ControlPlaneClient) -> RemoteFunction:

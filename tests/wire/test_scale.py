@@ -17,12 +17,8 @@ from apothic.protocol import routes
 
 @pytest.fixture
 def client(server: Server) -> Iterator[ControlPlaneClient]:
-    client = server.client()
-    scaled.app._client = client
-    scaled.app.deploy()
-    yield client
-    scaled.app._client = None
-    scaled.app.forget()
+    with server.lending(scaled.app) as client:
+        yield client
 
 
 def containers(client: ControlPlaneClient) -> int:

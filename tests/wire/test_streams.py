@@ -24,12 +24,8 @@ from apothic.protocol import routes
 
 @pytest.fixture(scope="module", autouse=True)
 def client(server: Server) -> Iterator[ControlPlaneClient]:
-    client = server.client()
-    gens.app._client = client
-    gens.app.deploy()
-    yield client
-    gens.app._client = None
-    gens.app.forget()
+    with server.lending(gens.app) as client:
+        yield client
 
 
 def named(name: str, client: ControlPlaneClient) -> RemoteFunction:

@@ -30,12 +30,8 @@ from apothic.protocol import messages as m
 
 @pytest.fixture(scope="module", autouse=True)
 def client(server: Server) -> Iterator[ControlPlaneClient]:
-    client = server.client()
-    gens.app._client = client
-    gens.app.deploy()
-    yield client
-    gens.app._client = None
-    gens.app.forget()
+    with server.lending(gens.app) as client:
+        yield client
 
 
 # --- going on later ---------------------------------------------------------------------------------------------
