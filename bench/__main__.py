@@ -8,10 +8,10 @@ import sqlite3
 from importlib.metadata import version
 
 import apothic
-from bench import calls, ours, peers, streams
+from bench import calls, ours, peers, services, streams
 from bench.table import Found
 
-SECTIONS = ("calls", "streams")
+SECTIONS = ("calls", "streams", "services")
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     given = parser.parse_args()
     chosen = SECTIONS if given.only is None else (given.only,)
     try:
-        names = peers.chosen(given.peers) if "streams" in chosen else []
+        names = peers.chosen(given.peers) if chosen != ("calls",) else []
     except ValueError as error:
         parser.error(str(error))
     beside = peers.prepare(names)
@@ -39,11 +39,15 @@ def main() -> None:
             calls.measure(found, given.rounds, data_dir)
         if "streams" in chosen:
             streams.measure(found, given.rounds, beside, data_dir)
+        if "services" in chosen:
+            services.measure(found, given.rounds, beside)
     if "calls" in chosen:
         calls.measure_start(found, given.rounds)
         calls.report(found)
     if "streams" in chosen:
         streams.report(found, names)
+    if "services" in chosen:
+        services.report(found, names)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def measure(found: Found, rounds: int, beside: list[str], data_dir: Path) -> Non
             _floor(found, address)
             for name in beside:
                 words = ("--items", str(ITEMS), "--times", str(TIMES))
-                for figure, value in peers.measured(name, *words).items():
+                for figure, value in peers.measured(name, *words, part="streams").items():
                     found.note(f"{name} {figure}", value)
 
 

@@ -8,7 +8,8 @@ import sys
 import venv
 from pathlib import Path
 
-KNOWN = {"ray": "ray_stream.py"}  # what pip calls it, and the script that measures it
+# What pip installs, and the scripts that measure it.
+KNOWN = {"ray": ("ray[serve]", {"streams": "ray_stream.py", "services": "ray_serve.py"})}
 _HERE = Path(__file__).resolve().parent
 _HOMES = _HERE.parent.parent / ".bench"
 
@@ -38,11 +39,12 @@ def _python(name: str) -> Path:
 
 
 def _installed(name: str) -> bool:
-    stamp = _HOMES / name / "installed"
+    what = KNOWN[name][0]
+    stamp = _HOMES / name / f"installed-{what}"
     if stamp.exists():
         return True
     print(f"installing {name} into {stamp.parent}, once", file=sys.stderr)
-    install = [str(_python(name)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", name]
+    install = [str(_python(name)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", what]
     try:
         venv.create(stamp.parent, with_pip=True, clear=True)
         subprocess.run(install, check=True)
@@ -58,9 +60,9 @@ def left_out(name: str, why: str) -> None:
     print(f"\n!!! {name.upper()} WAS LEFT OUT: {why}\n", file=sys.stderr)
 
 
-def measured(name: str, *words: str) -> dict[str, float]:
+def measured(name: str, *words: str, part: str) -> dict[str, float]:
     """Run a peer's script; return the figures it printed. When it fails there are none, which is said loudly."""
-    command = [str(_python(name)), str(_HERE / KNOWN[name]), *words]
+    command = [str(_python(name)), str(_HERE / KNOWN[name][1][part]), *words]
     try:
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
         return dict(json.loads(done.stdout))

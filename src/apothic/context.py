@@ -1,4 +1,4 @@
-"""Which job this code runs in, if any. Set by the container around each input, read by user code and by handles."""
+"""Which job, or which service, this code runs in. Set by the container; read by user code and by handles."""
 
 from __future__ import annotations
 
@@ -24,10 +24,32 @@ class CurrentJob:
     def __repr__(self) -> str:
         return f"<CurrentJob {self.id} {self.app}.{self.function} attempt {self.attempt}>"
 
+    @property
+    def described(self) -> str:
+        """Say what this is, for errors."""
+        return f"job {self.id} of app {self.app!r}"
+
+
+@dataclass(frozen=True)
+class CurrentService:
+    """The service whose container this is; code of it calls others in its name."""
+
+    app: str
+    function: str
+    deployment_id: str
+    base_url: str
+    token: str
+
+    @property
+    def described(self) -> str:
+        """Say what this is, for errors."""
+        return f"service {self.app}.{self.function}"
+
 
 CURRENT: ContextVar[CurrentJob | None] = ContextVar("apothic_current_job", default=None)
 _BATCH: ContextVar[tuple[CurrentJob, ...] | None] = ContextVar("apothic_current_batch", default=None)
 _RUNNING: dict[str, CurrentJob] = {}
+_service: CurrentService | None = None
 
 
 def current_job() -> CurrentJob | None:
@@ -61,6 +83,17 @@ def calling_job() -> CurrentJob | None:
     if job is None and len(_RUNNING) == 1:
         return next(iter(_RUNNING.values()))
     return job
+
+
+def calling() -> CurrentJob | CurrentService | None:
+    """Return the job, or else the service, in whose name code of this context calls others."""
+    return calling_job() or _service
+
+
+def serve_as(service: CurrentService) -> None:
+    """Make this the service of the process. For containers."""
+    global _service
+    _service = service
 
 
 def enter(*jobs: CurrentJob, batched: bool = False) -> None:

@@ -244,7 +244,7 @@ def test_nothing_is_deployed_from_inside_a_job() -> None:
     )
     token = CURRENT.set(job)
     try:
-        with pytest.raises(NotDeployedError, match="from inside a job"):
+        with pytest.raises(NotDeployedError, match="from inside a container"):
             app.deploy()
         assert app.deployment_id == "dep_1"
     finally:

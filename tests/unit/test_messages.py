@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from apothic.control.plane import Plane
 from apothic.protocol import messages, routes, session, upkeep
 from apothic.protocol.routes import ROUTES
+from apothic.protocol.services import ServiceSpec
 from apothic.protocol.specs import BatchingSpec, ConcurrencySpec, Cron, FunctionOptions, Period, Retries
 
 TEXT = st.text(max_size=6)
@@ -34,6 +35,10 @@ CHECKED: dict[Any, st.SearchStrategy[Any]] = {
         retries=st.sampled_from([None, 2, Retries(1, initial_delay_s=0.5)]),
         concurrency=st.sampled_from([None, ConcurrencySpec(4, 2)]),
         batching=st.sampled_from([None, BatchingSpec(8, 5)]),
+    ),
+    ServiceSpec: st.builds(
+        ServiceSpec, method=st.sampled_from(["GET", "POST"]), path=st.sampled_from(["/", "/{a}/b"]), docs=st.booleans(),
+        port=st.sampled_from([0, 8000]), startup_timeout_s=st.sampled_from([5.0, 0.5]),
     ),
 }  # fmt: skip
 
@@ -141,4 +146,5 @@ def test_every_route_is_answered_by_a_method_of_its_types(route: routes.Route[An
 
 def test_the_plane_answers_nothing_else() -> None:
     answers = {name for name, value in vars(Plane).items() if inspect.isfunction(value) and not name.startswith("_")}
-    assert answers == {route.name for route in ROUTES} | {"follow"}  # `follow` answers `events` as a stream
+    streams = {"follow", "follow_deployment"}  # they answer `events` and `deployment_events` as streams
+    assert answers == {route.name for route in ROUTES} | streams

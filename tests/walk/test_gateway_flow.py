@@ -360,6 +360,19 @@ async def test_a_container_is_told_to_stop_once_it_has_answered_what_it_has(fron
     assert (await front.agent.next(StopContainer)).container == start.container
 
 
+async def test_a_gateway_that_closes_lets_containers_stop_once_they_have_answered(front: Front, site: Site) -> None:
+    await front.serve(site, service("web"), service("other"))
+    asked = asyncio.create_task(front.ask("GET /shop/web/slow HTTP/1.1"))
+    await soon(site.begun)
+    closing = asyncio.create_task(front.stage.control.gateway.close(600.0))
+    first = await front.agent.next(StopContainer)  # of the one that has nothing to do
+    assert not asked.done() and not closing.done()
+    site.hold.set()
+    assert (await asked).body == b"at last"
+    assert (await front.agent.next(StopContainer)).container != first.container
+    await front.stage.settled(closing)
+
+
 # --- time
 
 

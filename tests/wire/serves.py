@@ -32,6 +32,17 @@ def whereabouts() -> tuple[str | None, str]:
     return double.service_url, double.get_web_url()
 
 
+@app.endpoint(cpu=0.1)
+async def asks(twice: int = 0) -> list[str | None]:
+    first, found = await whereabouts.aio.remote()
+    return [first, found, double.service_url, app.deployment_id]
+
+
+@app.endpoint(cpu=0.1)
+def asks_plainly() -> list[str | None]:
+    return list(whereabouts.remote())
+
+
 def late(name: str, gate: str) -> apothic.App:
     """Return an app whose service starts once there is a file `gate`; with an `x` in it, it does not."""
     app = apothic.App(name)

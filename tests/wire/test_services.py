@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import serves
-from rig import ROOT, Server, environment, until
+from rig import ROOT, Server, environment, serving, until
 
 from apothic import App, ControlPlaneClient, RemoteFunction
 from apothic.errors import InvalidRequestError, NotAServiceError, NotDeployedError, NotFoundError, WaitTimeoutError
@@ -173,3 +173,39 @@ def test_a_script_asks_where_its_service_is(server: Server, tmp_path: Path) -> N
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     assert told.stdout.endswith("/script/hello/\n")
+
+
+@pytest.mark.parametrize("name", ["asks", "asks_plainly"])
+def test_a_service_calls_functions_of_its_own_deployment(remote: RemoteFunction, name: str) -> None:
+    import json
+    import urllib.request
+
+    service = serves.app.functions[name]
+    with urllib.request.urlopen(service.get_web_url()) as answer:
+        told = json.load(answer)
+    url = remote.get_web_url()
+    assert told == [url, url, url, serves.app.deployment_id][: len(told)]
+
+
+def test_a_service_finds_a_control_plane_that_came_back_elsewhere(tmp_path: Path) -> None:
+    import json
+    import urllib.request
+
+    with serving(tmp_path / "data", lease_s=5, grace_s=1) as server:
+        client = server.client()
+        serves.app._client = client
+        serves.app.forget()
+        serves.app.deploy()
+
+        def ask() -> list[str]:
+            with urllib.request.urlopen(f"{server.gateway_url}/serves/asks_plainly/") as answer:
+                return list(json.load(answer))
+
+        before = ask()
+        server.kill()
+        server.start()
+        until(lambda: server.client().ask_blocking(routes.LIST_AGENTS, m.ListAgents()).agents[0].connected, 30, "it")
+        after = ask()
+        assert before[1] != after[1] and after[1].startswith(server.gateway_url)
+        serves.app._client = None
+        serves.app.forget()

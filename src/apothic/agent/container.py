@@ -25,6 +25,7 @@ from apothic.agent.frames import (
     Failed,
     FrameError,
     Items,
+    Moved,
     News,
     Output,
     Ready,
@@ -149,8 +150,14 @@ class Container:
                 payload_limit=self._site.limits.payload_limit, inline_limit=self._site.limits.inline_limit,
                 listener=listener, port=door.port if door is not None else 0, grace_s=self._site.limits.grace_s,
                 mount=mount(self._start.app, self._start.function.name) if self.serves else "",
+                base_url=self._site.base_url, token=self._start.token,
             )
         )  # fmt: skip
+
+    def moved(self) -> None:
+        """Tell a service that the control plane is elsewhere now."""
+        if self.serves and self._process is not None:
+            self._process.send(Moved(base_url=self._site.base_url))
 
     async def _never_ready(self, type: str, message: str, retriable: bool) -> None:
         if self.state == "starting":

@@ -97,6 +97,13 @@ class Containers:
         if attempt is not None and attempt.given.job == job:
             self._stop(attempt, "cancelled")
 
+    def moved(self, base_url: str) -> None:
+        """Take note of where the control plane is now."""
+        if base_url != self.site.base_url:
+            self.site.base_url = base_url
+            for container in self.live.values():
+                container.moved()
+
     def stop(self, container: str, reason: str, *, finish: bool = False) -> None:
         """Let a container finish, within the grace or however long it takes, and end."""
         if container in self.live:

@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from apothic.agent.frames import Setup
+from apothic.context import CurrentService
+
+
+def service_of(setup: Setup, base_url: str) -> CurrentService:
+    """Return what a service's container calls others as."""
+    return CurrentService(setup.app, setup.function.name, setup.deployment, base_url, setup.token)
 
 
 def load(setup: Setup) -> Callable[..., Any]:

@@ -45,6 +45,8 @@ class Setup(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="setup"):
     inline_limit: int
     listener: int | None = None
     port: int = 0
+    base_url: str = ""  # where a service finds the control plane, and what it shows there
+    token: str = ""
     mount: str = ""  # the path below which the service is found
     grace_s: float = 10.0  # for what is being answered, once it is told to stop
 
@@ -85,7 +87,13 @@ class Taken(Struct, frozen=True, kw_only=True, tag="taken"):
     upto: int
 
 
-Command = Setup | Run | Batch | Cancel | Stop | Taken
+class Moved(Struct, frozen=True, kw_only=True, tag="moved"):
+    """The control plane is elsewhere now. For services: jobs are told with their input."""
+
+    base_url: str
+
+
+Command = Setup | Run | Batch | Cancel | Stop | Taken | Moved
 
 # --- container → agent ------------------------------------------------------------------------------------------
 

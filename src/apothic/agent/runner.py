@@ -12,11 +12,12 @@ from apothic.agent import isolate
 from apothic.agent.capture import Capture
 from apothic.agent.channel import Channel
 from apothic.agent.conduct import choose
-from apothic.agent.entry import load
+from apothic.agent.entry import load, service_of
 from apothic.agent.frames import Ready, Setup
 from apothic.agent.perform import Performer
 from apothic.agent.start import Start
 from apothic.agent.window import Window
+from apothic.context import serve_as
 from apothic.protocol.services import SERVICE_KINDS
 
 
@@ -42,6 +43,7 @@ def run(fd: int, parent: int) -> int:
         start.failed(error)
         return 1
     if setup.function.kind in SERVICE_KINDS:
+        serve_as(service_of(setup, setup.base_url))
         from apothic.agent.served import serve  # jobs do without a web server in their process
 
         return serve(setup, entry, channel, start)

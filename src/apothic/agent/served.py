@@ -15,11 +15,13 @@ import uvloop
 from apothic.agent import apps
 from apothic.agent.callers import HttpCaller, SocketCaller
 from apothic.agent.channel import Channel
-from apothic.agent.frames import Setup, Stop
+from apothic.agent.entry import service_of
+from apothic.agent.frames import Moved, Setup, Stop
 from apothic.agent.lifespan import Lifespan
 from apothic.agent.start import Start
 from apothic.agent.webserver import serve as serve_port
 from apothic.clock import SystemClock
+from apothic.context import serve_as
 
 # Of the grace; what is left is for the app's own end, and for what was cancelled to clean up.
 _ANSWERING = 0.8
@@ -62,7 +64,7 @@ async def _serve(setup: Setup, entry: Callable[..., Any], channel: Channel, star
         start.failed(error)
         return 1
     server = _Server(_config(lifespan, setup), start.ready)
-    asyncio.get_running_loop().add_reader(channel.fileno(), _obey, channel, server)
+    asyncio.get_running_loop().add_reader(channel.fileno(), _obey, channel, server, setup)
     try:
         await server.serve(sockets=[listener])
     except SystemExit:  # how uvicorn says that the app's lifespan has failed
@@ -74,10 +76,13 @@ async def _serve(setup: Setup, entry: Callable[..., Any], channel: Channel, star
     return 0
 
 
-def _obey(channel: Channel, server: uvicorn.Server) -> None:
+def _obey(channel: Channel, server: uvicorn.Server, setup: Setup) -> None:
     channel.look()
-    if any(isinstance(command, Stop) for command in channel.received()):
-        server.should_exit = True
+    for command in channel.received():
+        if isinstance(command, Stop):
+            server.should_exit = True
+        elif isinstance(command, Moved):
+            serve_as(service_of(setup, command.base_url))
     if channel.at_end:
         server.should_exit = server.force_exit = True
 

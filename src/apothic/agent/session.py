@@ -204,7 +204,7 @@ class Agent:
                 self._home, welcome, self._outbox, self._freight, self._clock, kill_s=self._kill_s
             )
         self._containers.site.limits = welcome
-        self._containers.site.base_url = server.base_url
+        self._containers.moved(server.base_url)
         self._containers.site.relay = self._relay.address
         self._containers.drop(welcome.dead_leases)
         self._containers.end(welcome.dead_containers)

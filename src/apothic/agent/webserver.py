@@ -19,10 +19,12 @@ from typing import Any
 
 from apothic.agent import ports
 from apothic.agent.channel import Channel
-from apothic.agent.frames import Setup, Stop
+from apothic.agent.entry import service_of
+from apothic.agent.frames import Moved, Setup, Stop
 from apothic.agent.start import Start
 from apothic.agent.tree import below
 from apothic.clock import SystemClock
+from apothic.context import serve_as
 from apothic.errors import ConfigError
 from apothic.protocol.services import ServiceSpec
 
@@ -47,6 +49,7 @@ class _WebServer:
     def __init__(
         self, setup: Setup, entry: Callable[..., Any], channel: Channel, start: Start, clock: SystemClock
     ) -> None:
+        self._setup = setup
         self._port = setup.port
         self._service = setup.function.service or ServiceSpec()
         self._entry = entry
@@ -114,6 +117,8 @@ class _WebServer:
             command = self._channel.receive()
             if command is None:
                 os._exit(1)  # the agent is gone
+            if isinstance(command, Moved):
+                serve_as(service_of(self._setup, command.base_url))
             if isinstance(command, Stop):
                 break
         self._stopping = True

@@ -20,7 +20,7 @@ from apothic.client.declare import Declaring, Serving
 from apothic.client.function import Function
 from apothic.client.loop import LOOP, at_caller
 from apothic.client.remote import RemoteFunction
-from apothic.context import CurrentJob, calling_job
+from apothic.context import CurrentJob, CurrentService, calling
 from apothic.errors import ConfigError, NotDeployedError, NotFoundError
 from apothic.protocol import messages as m
 from apothic.protocol import routes
@@ -112,7 +112,7 @@ class App(Serving):
     @property
     def deployment_id(self) -> str | None:
         """Return the deployment that this process has made or runs in; `None` before."""
-        job = calling_job()
+        job = calling()
         if job is not None and job.app == self._name:
             return job.deployment_id
         return self._live.deployment_id if self._live is not None else None
@@ -258,16 +258,17 @@ class App(Serving):
         The same content again is the same deployment. Raises `NotDeployedError` with the end of the start-up log when
         a module does not import; the deployment before stays live then.
         """
-        if calling_job() is not None:
+        if calling() is not None:
             raise NotDeployedError(
-                f"app {self._name!r} cannot be deployed from inside a job", hint="deploy it from outside, beforehand"
+                f"app {self._name!r} cannot be deployed from inside a container",
+                hint="deploy it from outside, beforehand",
             )
         async with self._only_one():
             return (await self._deploy(self._version)).deployment_id
 
     async def find(self, name: str) -> tuple[str, str | None]:
         """Return a function's id, and the deployment its jobs are bound to; deploy the app first when it is not."""
-        job = calling_job()
+        job = calling()
         if job is not None:
             return await self._find_inside(job, name)
         version, live = self._version, self._live
@@ -278,12 +279,12 @@ class App(Serving):
                     live = await self._deploy(version)
         return live.functions[name], None
 
-    async def _find_inside(self, job: CurrentJob, name: str) -> tuple[str, str | None]:
+    async def _find_inside(self, job: CurrentJob | CurrentService, name: str) -> tuple[str, str | None]:
         if job.app != self._name:
             found = await self.client._ask(routes.FIND_FUNCTIONS, m.FindFunctions(app=self._name, name=name), None)
             if not found.functions:
                 raise NotDeployedError(
-                    f"{self._name}.{name} is not deployed, and job {job.id} of app {job.app!r} cannot deploy it",
+                    f"{self._name}.{name} is not deployed, and {job.described} cannot deploy it",
                     hint=f"deploy app {self._name!r} from outside, beforehand",
                 )
             return found.functions[0].id, None

@@ -17,7 +17,7 @@ from apothic.client import embedded
 from apothic.client.blocking import Facet, awaiting, blocking
 from apothic.client.loop import LOOP
 from apothic.config import Settings
-from apothic.context import calling_job
+from apothic.context import calling
 from apothic.errors import ConfigError, JobError
 from apothic.protocol.routes import Route
 from apothic.transport import Answer, Transport
@@ -104,7 +104,7 @@ class ControlPlaneClient:
 
     async def way(self) -> tuple[Transport, str | None]:
         """Return the transport for the current context, and the key to show if it is not the transport's own."""
-        job = calling_job()
+        job = calling()
         if job is not None and self._given == (None, None):
             transport = self._jobs_own.get(job.base_url)
             if transport is None:
@@ -118,7 +118,7 @@ class ControlPlaneClient:
 
     async def has_server(self) -> bool:
         """Tell whether there is a control plane to ask without starting one. Only on the library's own loop."""
-        if self._home is not None or calling_job() is not None or self.settings.base_url is not None:
+        if self._home is not None or calling() is not None or self.settings.base_url is not None:
             return True
         return await embedded.find(self.settings.data_dir) is not None
 

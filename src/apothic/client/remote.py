@@ -14,7 +14,7 @@ from apothic.client.job import Job
 from apothic.client.mapped import refuse_generator, require_generator
 from apothic.client.submission import Address, Submission
 from apothic.client.web import refuse_jobs, web_url
-from apothic.context import calling_job
+from apothic.context import calling
 from apothic.errors import NotFoundError
 from apothic.protocol import messages as m
 from apothic.protocol import routes
@@ -275,7 +275,7 @@ class RemoteFunction:
 
     async def address(self) -> Address:
         view = await self._look_up_function()
-        job = calling_job()
+        job = calling()
         own = job is not None and job.app == self._app_name
         return Address(view.id, job.deployment_id if job is not None and own else None, view.is_generator)
 

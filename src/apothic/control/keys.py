@@ -76,6 +76,7 @@ class Keys:
         self._catalog = catalog
         self._clock = clock
         self._seen: dict[str, tuple[float, KeyView]] = {}
+        self._serving: dict[str, float] = {}  # container of a service → when it was last seen in the store
         self._secret = b""
         self._jobs: Jobs | None = None
 
@@ -145,7 +146,7 @@ class Keys:
         return view
 
     def sign(self, job: str, attempt: int) -> str:
-        """Return the token that an attempt may call others with."""
+        """Return the token that an attempt may call others with, or a service's container (of attempt 0)."""
         body = f"{job}.{attempt}"
         return f"apothic_job_{body}.{self._mac(body)}"
 
@@ -155,6 +156,10 @@ class Keys:
         # compare_digest takes no text beyond ASCII, and a header may hold any.
         if not text.isascii() or not hmac.compare_digest(mac, self._mac(body)) or self._jobs is None:
             raise refused()
+        if ids.is_id(job, "ctr"):
+            if not await self._serves(job):
+                raise refused()
+            return Principal(job, ("invoke",))
         try:
             view = await self._jobs.show(job)
         except (NotFoundError, JobGoneError):
@@ -162,6 +167,16 @@ class Keys:
         if view.status not in LEASED or str(view.attempt) != attempt:
             raise refused()
         return Principal(job, ("invoke",), job=job)
+
+    async def _serves(self, container: str) -> bool:
+        """Tell whether a service's container is there. One that is gone may be believed for some seconds."""
+        now = self._clock.monotonic()
+        if now - self._serving.get(container, -inf) < BELIEVED_S:
+            return True
+        if not await self._catalog.serves(container):
+            return False
+        self._serving = {known: at for known, at in self._serving.items() if now - at < BELIEVED_S} | {container: now}
+        return True
 
     def sign_stream(self, job: str, principal: Principal) -> tuple[str, float]:
         """Return a token that opens the stream of one job, read only, and until when. It ends with the key it is of."""
@@ -187,6 +202,8 @@ class Keys:
                 return (await self._jobs.show(key_id)).status in LEASED
             except (NotFoundError, JobGoneError):
                 return False
+        if ids.is_id(key_id, "ctr"):
+            return await self._serves(key_id)
         view = await self._catalog.key(key_id)
         return view is not None and self._holds(view)
 

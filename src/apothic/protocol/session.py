@@ -165,6 +165,7 @@ class StartContainer(Struct, frozen=True, kw_only=True, tag="start"):
     function: FunctionSpec
     files: list[SourceFile]
     secret: str = ""  # of a service: who connects by way of a relay has to know it
+    token: str = ""  # what a service may call others with
 
 
 class StopContainer(Struct, frozen=True, kw_only=True, tag="stop", omit_defaults=True):

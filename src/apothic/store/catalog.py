@@ -252,6 +252,10 @@ class Catalog:
 
         return await self._db.write(write)
 
+    async def serves(self, container: str) -> bool:
+        """Tell whether a container of a service is there."""
+        return await self._db.read(lambda tx: tx.one("serving_container", id=container) is not None)
+
     async def use_key(self, key_id: str) -> None:
         """Note that a key was presented."""
         await self._db.write(lambda tx: tx.run("use_key", id=key_id, now=self._clock.now()))

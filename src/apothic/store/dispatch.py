@@ -29,7 +29,7 @@ from apothic.store.turns import Turns
 
 Plan = Callable[[Picture], list[Step]]
 Push = Callable[[str, Downward], None]  # (agent id, frame), called on the loop after the commit
-Sign = Callable[[str, int], str]  # (job id, attempt) → the token the job may call others with
+Sign = Callable[[str, int], str]  # (job id, attempt), or (container id, 0) → the token it may call others with
 
 
 class Dispatcher:
@@ -131,6 +131,7 @@ class Dispatcher:
             function=spec,
             files=views.manifest(row["manifest"]).files,
             secret=secret,
+            token=self._sign(container, 0) if secret else "",
         )
 
     def _refuse(self, tx: Tx, moves: Moves, version: int, message: str) -> None:

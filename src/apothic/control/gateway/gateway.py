@@ -86,10 +86,14 @@ class Gateway:
             server.close()
             for door in list(self.doors):
                 door.abort()
+            for backend in self._backends.values():
+                backend.close_idle()
 
     async def close(self, within_s: float) -> None:
-        """Take no more requests, and let those that are under way end."""
+        """Take no more requests, let those that are under way end, and let the containers stop that have none."""
         self.leaving = True
+        for backend in list(self._backends.values()):
+            self.push(backend.agent, StopContainer(container=backend.id, reason="the server stops"))
         until = self.clock.monotonic() + within_s
         for door in list(self.doors):
             door.leave()

@@ -158,6 +158,9 @@ class Upstream(asyncio.Protocol):
     # --- the parser
 
     def on_message_begin(self) -> None:
+        if self._listener is None:
+            self.clean = False
+            self.transport.abort()
         self._headers, self._trailers, self._reason = [], [], b""
         self._answer = None
 
@@ -197,9 +200,11 @@ class Upstream(asyncio.Protocol):
             self._complete(self._parser.should_keep_alive() and not self._answer.until_end)
 
     def _complete(self, keeps: bool) -> None:
-        if self._listener is not None:
+        # From here on nobody listens: what follows an answer in the same piece must not be taken for a part of it.
+        listener, self._listener = self._listener, None
+        if listener is not None:
             self.clean = keeps
-            self._listener.on_answer_end(self._trailers)
+            listener.on_answer_end(self._trailers)
 
     def _upgraded(self, rest: bytes) -> None:
         if self._listener is not None and self._answer is not None and self._answer.status == 101:

@@ -59,3 +59,6 @@ SELECT versions.id, versions.slots, versions.per_container, versions.max_contain
   FROM services JOIN versions ON versions.id = services.version
   JOIN deployments ON deployments.id = versions.deployment_id
  WHERE services.wanted > 0 AND deployments.status = 'live';
+
+-- serving_container: is there such a container of a service?
+SELECT container_id FROM addresses WHERE container_id = :id;
