@@ -23,6 +23,7 @@ class Site:
         self.hold = asyncio.Event()
         self.left = asyncio.Event()
         self.begun = asyncio.Event()
+        self.deafness = asyncio.Event()
         self.count = 0
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -60,6 +61,9 @@ class Site:
                 return
             more = message.get("more_body", False)
             await send({"type": "http.response.body", "body": message.get("body", b""), "more_body": more})
+
+    async def deaf(self, receive: Any, send: Any) -> None:
+        await self.deafness.wait()
 
     async def endless(self, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -227,6 +231,36 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_a_disconnect(fr
     assert (await client.head())[0] == 200
     await client.close()
     await soon(site.left)
+
+
+async def test_a_client_that_leaves_while_its_body_is_not_read_is_noticed(front: Front, site: Site) -> None:
+    await front.serve(site)
+    client = await front.connect()
+    await client.send(b"POST /shop/web/deaf HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n")
+    await soon(site.begun)
+    (door,) = front.stage.control.gateway.doors
+    while not door._held:  # and no more: behind a full window the client's end could not be seen
+        await client.send(b"x" * 16_384)
+        await asyncio.sleep(0.001)
+    client.writer.transport.abort()
+    for _ in range(100):
+        await front.stage.clock.advance(1.0)
+        if not front.stage.control.gateway.doors:
+            break
+        await asyncio.sleep(0.02)
+    assert front.stage.control.gateway.doors == set()
+    site.deafness.set()
+
+
+async def test_a_container_that_let_a_request_down_is_asked_again_after_a_moment(front: Front, site: Site) -> None:
+    await front.serve(site, service("web"), service("other"))
+    await front.ask("GET /shop/web/ HTTP/1.1")
+    gateway = front.stage.control.gateway
+    backend = next(b for b in gateway._backends.values() if gateway._versions[b.version].name == "shop.web")
+    backend.doubt()
+    await gateway._look()  # while it is doubted
+    asked = asyncio.create_task(front.ask("GET /shop/web/ HTTP/1.1"))
+    assert (await front.stage.settled(asked, 0.1)).body == b"ok"
 
 
 # --- who waits

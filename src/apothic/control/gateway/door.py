@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
@@ -291,6 +292,8 @@ class Door(asyncio.Protocol):
             elif now - self._moved_at > IDLE_S:
                 self.abort()
             return
+        if self._held and self._is_gone():
+            self.abort()
         if self._tunnel is not None or self._held or self._closing:
             return
         if self._begun_at is None:
@@ -300,6 +303,15 @@ class Door(asyncio.Protocol):
             return
         if self._is_slow(now):
             self._refuse(Refusal(408, "timeout", "the request came too slowly"))
+
+    def _is_gone(self) -> bool:
+        """Tell whether the client has left: a connection that is not read does not tell by itself.
+
+        Behind more than the kernel holds for us its end cannot be seen.
+        """
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _is_slow(self, now: float) -> bool:
         assert self._begun_at is not None

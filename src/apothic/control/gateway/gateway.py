@@ -148,7 +148,7 @@ class Gateway:
             if service is None:
                 service = self._services[key] = Service(served, self.clock, self._startup_timeout_s, self._touch)
             self._versions[served.version] = service
-            service.set(served, [b for b in self._backends.values() if b.version == served.version and b.takes])
+            service.set(served, [b for b in self._backends.values() if b.version == served.version and b.usable])
 
     def _touch(self, service: Service) -> None:
         if service not in self._changed:

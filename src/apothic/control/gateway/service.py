@@ -21,7 +21,7 @@ class Service:
     ) -> None:
         self.served = served
         self.live = True
-        self.backends: list[Backend] = []  # of the live version, those that take requests
+        self.backends: list[Backend] = []  # of the live version
         self._clock = clock
         self._startup_timeout_s = startup_timeout_s
         self._changed = changed
