@@ -27,7 +27,8 @@ class Response:
     ) -> None:
         self.content = content
         self.status_code = status_code
-        self.headers = list(headers.items() if isinstance(headers, Mapping) else headers or ())
+        given: Any = headers.items() if isinstance(headers, Mapping) else headers or ()
+        self.headers: list[tuple[str, str]] = list(given)
         self.media_type = media_type
 
     def __repr__(self) -> str:

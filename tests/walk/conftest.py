@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gatewayrig import Front
 from walkrig import Puppet, Stage
 
 from apothic.store.db import audit
@@ -52,3 +53,12 @@ async def stage(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
 async def agent(stage: Stage) -> Puppet:
     """An agent with much room."""
     return await stage.agent()
+
+
+@pytest.fixture
+async def front(stage: Stage, agent: Puppet, tmp_path: Path) -> AsyncIterator[Front]:
+    """The stage's gateway, listening."""
+    made = Front(stage, agent, tmp_path)
+    await made.open()
+    yield made
+    await made.close()

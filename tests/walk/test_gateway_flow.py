@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 from gatewayrig import Front, answering, service
-from walkrig import Puppet, Stage
 
 from apothic.protocol.messages import Failure
 from apothic.protocol.session import StartContainer, StopContainer
@@ -84,14 +81,6 @@ async def answer(send: Any, body: bytes) -> None:
     headers = [(b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
-
-
-@pytest.fixture
-async def front(stage: Stage, agent: Puppet, tmp_path: Path) -> AsyncIterator[Front]:
-    made = Front(stage, agent, tmp_path)
-    await made.open()
-    yield made
-    await made.close()
 
 
 @pytest.fixture

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from gatewayrig import Front, service
-from walkrig import Puppet, Stage
 
 
 class Recorder:
@@ -28,14 +25,6 @@ class Recorder:
         self.asked.append({**scope, "body": body})
         await send({"type": "http.response.start", "status": 200, "headers": [(b"x-seen", b"1")]})
         await send({"type": "http.response.body", "body": body})
-
-
-@pytest.fixture
-async def front(stage: Stage, agent: Puppet, tmp_path: Path) -> AsyncIterator[Front]:
-    made = Front(stage, agent, tmp_path)
-    await made.open()
-    yield made
-    await made.close()
 
 
 @pytest.fixture
