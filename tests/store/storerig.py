@@ -73,6 +73,7 @@ class Store:
         self.catalog = Catalog(self.db, self.clock, self.rung.append)
         self.jobs = Jobs(self.db, self.clock, self.rung.append, random.Random(1))
         self.fleet = Fleet(self.db, self.clock, self.jobs, self.rung.append, limits.get("lease_s", LEASE_S))
+        self.fleet.local_key = KEY
         dispatcher = Dispatcher(
             self.jobs, self.clock, plan=plan, push=lambda agent, frame: self.frames.append((agent, frame)),
             sign=lambda job, attempt: f"{job}.{attempt}", ring=self.rung.append,

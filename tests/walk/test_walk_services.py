@@ -10,7 +10,7 @@ from walkrig import Puppet, Stage, spec
 
 from apothic.control.sweeps import IDLE_S, idle
 from apothic.protocol.messages import FunctionSpec
-from apothic.protocol.session import ContainerNews, StartContainer, StopContainer
+from apothic.protocol.session import ContainerNews, Renew, StartContainer, StopContainer
 from apothic.protocol.specs import FunctionOptions, Period
 
 
@@ -105,4 +105,29 @@ async def test_who_is_away_is_not_asked(stage: Stage, agent: Puppet, leaves: boo
     assert await usable() == {container: False}
     await agent.cut()
     await agent.connect()
-    assert await usable() == {container: True}
+    assert await usable() == {container: not leaves}  # who leaves has been told to stop it
+
+
+@pytest.mark.parametrize("address", ["unix:/etc/x", "port:22", "unix:", "file:/x", "http://10.0.0.1/", "RELAY:x:1"])
+async def test_an_agent_elsewhere_cannot_lead_the_gateway_to_sockets_of_this_machine(
+    stage: Stage, address: str
+) -> None:
+    away = await stage.agent("agt_away", key=await stage.create_key("worker"))
+    await stage.deploy("shop", web())
+    start = await away.next(StartContainer)
+    await away.tell(containers=[ContainerNews(id=start.container, state="ready", pid=7, address=address)])
+    assert (await stage.control.services.table()).containers == ()
+    await away.tell(containers=[ContainerNews(id=start.container, state="ready", pid=7, address="relay:10.0.0.7:4711")])
+    (serving,) = (await stage.control.services.table()).containers
+    assert serving.address == "relay:10.0.0.7:4711"
+
+
+async def test_services_of_an_agent_that_leaves_are_told_to_stop_once(stage: Stage, agent: Puppet) -> None:
+    await stage.deploy("shop", spec("job"), web())
+    container = await ready(agent, await agent.next(StartContainer))
+    for _ in range(2):
+        await agent.say(Renew(number=1, leaving=True))
+    stop = await agent.next(StopContainer)
+    assert (stop.container, stop.finish) == (container, True)
+    assert [frame for frame in await agent.frames() if isinstance(frame, StopContainer)] == []
+    assert not any(serving.usable for serving in (await stage.control.services.table()).containers)

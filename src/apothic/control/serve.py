@@ -111,6 +111,7 @@ class ControlPlane:
             open_by_default=is_loopback(settings.host), startup_timeout_s=settings.startup_timeout_s,
             grace_s=settings.grace_s,
         )  # fmt: skip
+        self.sessions.drain = self.gateway.push
         self.fleet.obituary = self.gateway.obituary
         dispatcher = Dispatcher(
             self.jobs, clock, plan=plan, push=self.gateway.push, sign=self.keys.sign, ring=self.hub.ring,
@@ -144,7 +145,8 @@ class ControlPlane:
         self.db.open()
         await self.keys.open(self.jobs)
         await self.keys.from_file(data_dir / "admin.key", "admin of this data directory", ["admin"])
-        await self.keys.from_file(data_dir / "agent.key", "agent of this data directory", ["worker"])
+        local = await self.keys.from_file(data_dir / "agent.key", "agent of this data directory", ["worker"])
+        self.fleet.local_key = (await self.keys.check(local)).id
         await self.fleet.restart()
         await self.holds.restart()
         await self.schedules.restart()

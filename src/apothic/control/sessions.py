@@ -79,6 +79,7 @@ class Sessions:
         self._probe = probe
         self._sessions: dict[str, Session] = {}
         self.changed = asyncio.Event()
+        self.drain: Callable[[str, Downward], None] = self.push  # of a container that may have requests
 
     def push(self, agent: str, frame: Downward) -> None:
         """Send a frame to an agent."""
@@ -171,7 +172,7 @@ class Sessions:
             self.cancel(running)
         for container in reconciled.stopping:
             stop = StopContainer(container=container, reason="it was to stop already", finish=True)
-            self.push(hello.agent, stop)
+            self.drain(hello.agent, stop)
         self.changed.set()
         self._probe.reach("hello.reply")
         return asyncio.create_task(session.send_all(welcome))
@@ -184,7 +185,12 @@ class Sessions:
                 self._probe.reach("report.reply")
                 session.push(Acknowledge(number=frame.number, paused=applied.paused))
             else:
-                await (self._fleet.leaving if frame.leaving else self._fleet.renew)(session.agent)
+                if frame.leaving:
+                    for container in await self._fleet.leaving(session.agent):
+                        stop = StopContainer(container=container, reason="its agent leaves", finish=True)
+                        self.drain(session.agent, stop)
+                else:
+                    await self._fleet.renew(session.agent)
                 self._probe.reach("renew.reply")
                 dead, session.dead = sorted(session.dead), set()
                 session.push(Renewed(number=frame.number, dead_leases=dead))

@@ -67,6 +67,7 @@ class Fleet:
         self._jobs = jobs
         self._ring = ring
         self._lease_s = lease_s
+        self.local_key = ""  # the id of the key that agents of this data directory show
         self.obituary: services.Obituary = services.unheard
 
     async def restart(self) -> None:
@@ -185,16 +186,23 @@ class Fleet:
 
         await self._db.write(write)
 
-    async def leaving(self, agent_id: str) -> None:
-        """Give a leaving agent nothing more, and all its leases another term: it counts as away, but still reports."""
+    async def leaving(self, agent_id: str) -> list[str]:
+        """Give a leaving agent nothing more, and all its leases another term: it counts as away, but still reports.
 
-        def write(tx: Tx) -> None:
+        Return its containers that serve, each once: they are to be told to stop when nothing is asked of them any more.
+        """
+
+        def write(tx: Tx) -> list[str]:
             until = self._clock.monotonic() + self._lease_s
             tx.run("agent_leaving", id=agent_id, gone_at=until)
             tx.run("renew_leases", agent_id=agent_id, expires_at=until)
             services.changed(tx, self._ring)
+            serving = [row["container_id"] for row in tx.all("services_of_agent", agent_id=agent_id)]
+            for container in serving:
+                tx.run("container_stopping", id=container)
+            return serving
 
-        await self._db.write(write)
+        return await self._db.write(write)
 
     async def overslept(self, by_s: float) -> None:
         """Put every term off: this control plane itself stood still for so long, and heard nobody."""
@@ -295,7 +303,7 @@ class Fleet:
         if news.state == "ready":
             tx.run("container_ready", id=news.id, now=self._clock.monotonic())
             if row["serves"]:
-                tx.run("set_address", id=news.id, address=news.address)
+                tx.run("set_address", id=news.id, address=news.address, local=self.local_key)
                 tx.run("note_proof", version=row["version"])
             else:
                 tx.run("container_idle", id=news.id, now=self._clock.monotonic())

@@ -34,8 +34,17 @@ UPDATE containers SET idle_since = :since
 -- insert_address: a service's container is told to start
 INSERT INTO addresses (container_id, secret) VALUES (:id, :secret);
 
--- set_address: a service's container tells where it answers
-UPDATE addresses SET address = :address WHERE container_id = :id;
+-- set_address: a service's container tells where it answers; sockets and ports of this machine are for agents of this
+-- data directory (:local is their key), since whoever could name any would lead the gateway anywhere
+UPDATE addresses SET address = :address
+ WHERE container_id = :id
+   AND (:address GLOB 'relay:*'
+        OR EXISTS (SELECT 1 FROM containers JOIN agent_keys ON agent_keys.agent_id = containers.agent_id
+                    WHERE containers.id = :id AND agent_keys.key_id = :local));
+
+-- services_of_agent: its containers that answer requests
+SELECT container_id FROM addresses JOIN containers ON containers.id = container_id
+ WHERE agent_id = :agent_id AND state = 'ready';
 
 -- forget_proofs: a deployment that is started again; what is ready now has shown already that it starts
 UPDATE services
