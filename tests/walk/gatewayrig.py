@@ -107,6 +107,7 @@ class Front:
         news = ContainerNews(id=start.container, state="ready", pid=7, address=address)
         self.agent.containers[start.container] = news
         await self.agent.tell(containers=[news])
+        await self.stage.control.gateway._look()  # as it does a moment after the commit
 
     async def gone(self, start: StartContainer, **more: Any) -> None:
         """End a container, and tell that it is gone."""

@@ -86,7 +86,11 @@ class Service:
         try:
             async with asyncio.timeout(wait_s):
                 return await future
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self.release(future.result())  # it came in the very moment of giving up
+            if isinstance(error, asyncio.CancelledError):
+                raise
             raise unavailable(
                 f"no container of {self.name} was free within {wait_s:g} s",
                 hint=f"`apothic app logs {self.served.app}` may say why; more max_containers let more run at once",
