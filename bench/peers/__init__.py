@@ -65,7 +65,8 @@ def measured(name: str, *words: str, part: str) -> dict[str, float]:
     command = [str(_python(name)), str(_HERE / KNOWN[name][1][part]), *words]
     try:
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
-        return dict(json.loads(done.stdout))
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        # Ray's own processes print beside it.
+        return dict(json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))))
+    except (OSError, subprocess.SubprocessError, ValueError, StopIteration) as error:
         left_out(name, f"{error}\n{(getattr(error, 'stderr', None) or '')[-2000:]}")
         return {}
