@@ -10,8 +10,7 @@ from msgspec.structs import force_setattr
 from apothic.errors import ConfigError
 
 SERVICE_KINDS = ("endpoint", "asgi", "fastapi_endpoint", "wsgi_app", "web_server")
-# Requests at once in one container unless it says otherwise. uvicorn has no limit, gunicorn's threads and Modal's
-# `allow_concurrent_inputs` are set to about that for web applications.
+# Requests at once in one container unless it says otherwise: they mostly wait for others, where jobs compute.
 CONCURRENCY = 100
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 

@@ -57,7 +57,6 @@ class Backend:
             if upstream.closed or upstream.transport.is_closing():
                 continue
             if self.ours or method in IDEMPOTENT:
-                upstream.reused = True
                 return upstream
             upstream.close()
         return None

@@ -59,7 +59,6 @@ class Upstream(asyncio.Protocol):
         self.greeted: asyncio.Future[None] | None = None
         self.closed = False
         self.clean = True
-        self.reused = False
         self.idle_since = 0.0
         self._listener: Listener | None = None
         self._parser = httptools.HttpResponseParser(self)
