@@ -16,7 +16,7 @@ from apothic.protocol.messages import AppManifest, CallOptions, Failure, Functio
 from apothic.protocol.session import ContainerNews, Hello, Item, Lease, Line, Outcome, Packed, Report, Reports, Said
 from apothic.protocol.specs import FunctionOptions, Retries
 from apothic.store.db import Tx, audit
-from apothic.store.jobs import NewJob
+from apothic.store.intake import NewJob
 from apothic.store.stream import Stream
 
 WINDOWS = (1, 2, 3, 4, 5)

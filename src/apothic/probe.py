@@ -14,8 +14,9 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable
+from functools import partial
 
-# A point inside a transaction is in the writer's thread; what it interrupts is whole or absent after it.
+# What a point inside a transaction interrupts is whole or absent after it.
 POINTS = {
     "submit.before": "a submit was checked, its job is no row yet",
     "submit.after": "the job and its first event are in the transaction",
@@ -66,6 +67,8 @@ POINTS = {
     "events.reply": "a page of events was read and not yet sent",
 }
 
+_OUTSIDE = ("blob.", "collect.", "dispatch.push")  # of any transaction
+
 EXIT_STATUS = 86
 Deed = Callable[[], None]
 
@@ -98,11 +101,11 @@ def from_environment(text: str) -> Probe:
     probe = Probe()
     for pair in filter(None, text.split(",")):
         point, _, deed = pair.partition("=")
-        probe.on(point, _deed(pair, *deed.split(":")))
+        probe.on(point, _deed(pair, point, *deed.split(":")))
     return probe
 
 
-def _deed(pair: str, word: str, *numbers: str) -> Deed:
+def _deed(pair: str, point: str, word: str, *numbers: str) -> Deed:
     try:
         match word, numbers:
             case "exit", ():
@@ -110,9 +113,9 @@ def _deed(pair: str, word: str, *numbers: str) -> Deed:
             case "exit", (nth,):
                 return _at(_count(nth), _exit)
             case "fail", ():
-                return _fail
+                return partial(_fail, point)
             case "fail", (nth,):
-                return _at(_count(nth), _fail)
+                return _at(_count(nth), partial(_fail, point))
             case "stall", (seconds,):
                 return _stall(float(seconds))
             case "stall", (seconds, nth):
@@ -153,9 +156,9 @@ def _wait(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
-def _fail() -> None:
-    # In the writer a disk speaks through SQLite, elsewhere through the system.
-    if threading.current_thread() is threading.main_thread():
+def _fail(point: str) -> None:
+    # Of files a disk speaks through the system, of the store's rows through SQLite.
+    if point.startswith(_OUTSIDE) or point.endswith(".reply"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorcode = sqlite3.SQLITE_IOERR

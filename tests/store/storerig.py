@@ -33,7 +33,8 @@ from apothic.store.db import Database, Tx, audit
 from apothic.store.dispatch import Dispatcher
 from apothic.store.fleet import Fleet, Reconciled
 from apothic.store.holds import Holds
-from apothic.store.jobs import Jobs, NewJob
+from apothic.store.intake import NewJob
+from apothic.store.jobs import Jobs
 from apothic.store.stream import Page, Stream, Wish
 
 LEASE_S = 30.0

@@ -8,8 +8,7 @@ from storerig import DONE, Store, broken, items, new_job, spec
 from apothic.protocol.messages import CallOptions
 from apothic.protocol.session import Assignment, Packed, Reports, Resume
 from apothic.store import events, holds
-from apothic.store.holds import HOLD_S
-from apothic.store.jobs import NewJob
+from apothic.store.intake import HOLD_S, NewJob
 
 KEPT = 3
 WAY = 1_000

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from storerig import Store
 
 from apothic.errors import NotFoundError, ServerUnavailableError
 from apothic.probe import Probe
-from apothic.store.db import Database, Tx
+from apothic.store.db import LARGEST_BATCH, Database, Tx
 
 
 def secret(tx: Tx, name: str) -> None:
@@ -20,19 +22,22 @@ def secret(tx: Tx, name: str) -> None:
 
 
 class Gate:
-    """Holds the writer's thread inside a write until it is opened."""
+    """Holds a write at its commit until it is opened."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, fn: Callable[[Tx], None] = lambda tx: None) -> None:
         self._db = db
+        self._fn = fn
         self._inside, self._open = threading.Event(), threading.Event()
 
     async def __aenter__(self) -> Gate:
-        def wait(tx: Tx) -> None:
+        def wait() -> None:
             self._inside.set()
             assert self._open.wait(10)
 
-        self._write = asyncio.ensure_future(self._db.write(wait))
+        self._db._probe.on("commit.before", wait)
+        self._write = asyncio.ensure_future(self._db.write(self._fn))
         await asyncio.to_thread(self._inside.wait, 10)
+        self._db._probe.clear()
         return self
 
     async def __aexit__(self, *error: Any) -> None:
@@ -102,18 +107,13 @@ async def test_a_commit_that_fails_fails_every_write_of_it_and_leaves_nothing(st
 
 
 async def test_readers_never_see_what_is_not_committed(store: Store) -> None:
-    written, go_on = threading.Event(), threading.Event()
+    def looked() -> int:
+        return int(store.db.look(lambda tx: tx._connection.execute("SELECT count(*) FROM secrets").fetchone()[0]))
 
-    def write(tx: Tx) -> None:
-        secret(tx, "soon")
-        written.set()
-        assert go_on.wait(10)
-
-    waiting = asyncio.ensure_future(store.db.write(write))
-    await asyncio.to_thread(written.wait, 10)
-    assert await store.rows("SELECT count(*) FROM secrets") == [(0,)]
-    go_on.set()
-    await waiting
+    async with Gate(store.db, lambda tx: secret(tx, "soon")):
+        assert await store.rows("SELECT count(*) FROM secrets") == [(0,)]
+        assert looked() == 0
+    assert looked() == 1
     assert await store.rows("SELECT count(*) FROM secrets") == [(1,)]
 
 
@@ -137,6 +137,54 @@ async def test_a_reader_keeps_its_snapshot(store: Store) -> None:
 async def test_readers_cannot_write(store: Store) -> None:
     with pytest.raises(Exception, match="readonly"):
         await store.db.read(lambda tx: secret(tx, "sneaked"))
+    with pytest.raises(Exception, match="readonly"):
+        store.db.look(lambda tx: secret(tx, "sneaked"))
+
+
+async def test_what_may_begin_early_does_so_beside_the_commit(store: Store) -> None:
+    order: list[str] = []
+    place = store.db.last_word
+
+    def word(tx: Tx) -> None:
+        assert place is not None
+        place(tx)
+        tx.at_once(lambda: order.append("early"))
+        tx.then(lambda: order.append("told"))
+
+    def write(tx: Tx) -> None:
+        tx.at_end(lambda: order.append("last"))
+        order.append("first")
+        tx.queue_changed = True
+
+    store.db.last_word = word
+    async with Gate(store.db, write):
+        assert order == ["first", "last", "early"]
+    assert order == ["first", "last", "early", "told"]
+
+
+async def test_a_batch_ends_when_it_has_many_rows(store: Store) -> None:
+    def many(n: int) -> Callable[[Tx], None]:
+        return lambda tx: [secret(tx, f"{n}.{m}") for m in range(LARGEST_BATCH // 2)] and None
+
+    before = store.db.commits
+    async with Gate(store.db):
+        writes = [asyncio.ensure_future(store.db.write(many(n))) for n in range(4)]
+        await asyncio.sleep(0)
+    await asyncio.gather(*writes)
+    assert store.db.commits - before == 1 + 2
+
+
+async def test_a_program_that_writes_to_the_file_holds_up_writes_and_nothing_else(store: Store) -> None:
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    writing = asyncio.ensure_future(store.db.write(lambda tx: secret(tx, "late")))
+    for _ in range(50):  # the loop goes on
+        await asyncio.sleep(0)
+    assert not writing.done()
+    other.execute("ROLLBACK")
+    other.close()
+    await writing
+    assert await store.rows("SELECT name FROM secrets") == [("late",)]
 
 
 async def test_a_caller_that_is_cancelled_does_not_break_the_writer(store: Store) -> None:

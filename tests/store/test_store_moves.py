@@ -11,7 +11,7 @@ from storerig import DONE, RAISED, Store, spec
 from apothic.protocol.lifecycle import ARROWS, FINAL, Move, Status
 from apothic.protocol.messages import Failure
 from apothic.protocol.session import Outcome
-from apothic.store.attempts import IllegalMove
+from apothic.store.pending import IllegalMove
 
 TIMED_OUT = Outcome(failure=Failure(kind="timeout", type="TimeoutError", message="late"))
 SQUARE = [(move, status) for move in Move for status in Status]
@@ -61,8 +61,6 @@ def fitting(move: Move, target: Status | None) -> dict[str, Any]:
     """What the constraints ask of a row after this move."""
     if move == Move.SUCCEED:
         return {"result": b"x"}
-    if move == Move.CLAIM:
-        return {"attempts": 1}
     return {"failure": b"x"} if target in FINAL or target is None else {}
 
 
@@ -81,8 +79,9 @@ async def test_every_move_from_every_status(store: Store, status: Status) -> Non
 
         def attempt(tx: Any, move: Move = move, target: Status | None = target, seen: list[str] = seen) -> None:
             moves = store.jobs.moves(tx)
-            row = tx.one("job_row", id=job)
-            seen.append(moves._move(row, move, 0, **fitting(move, target))[0])
+            row = dict(tx.one("job_row", id=job))
+            moves._move(row, move, 0, **fitting(move, target))
+            seen.append(row["status"])
             raise Undo
 
         with pytest.raises(Undo if target is not None else IllegalMove) as caught:
@@ -92,6 +91,44 @@ async def test_every_move_from_every_status(store: Store, status: Status) -> Non
         else:
             assert job in str(caught.value) and move.value in str(caught.value)
         assert await snapshot(store, job) == before
+
+
+@pytest.mark.parametrize("status", list(Status))
+async def test_every_pending_move_from_every_status(store: Store, status: Status) -> None:
+    job = await bring(store, status)
+    before = await snapshot(store, job)
+    for move in (Move.CLAIM, Move.BEGIN, Move.CANCEL, Move.SUCCEED):
+        target = ARROWS[move].get(status)
+
+        def attempt(tx: Any, move: Move = move, target: Status | None = target) -> None:
+            moves, row = store.jobs.moves(tx), dict(tx.one("job_row", id=job))
+            if move == Move.SUCCEED:
+                moves.pending.succeed(row, b"x", 1.0, 0)
+            else:
+                moves.pending.step(row, move)
+            if target in FINAL and move == Move.CANCEL:
+                raise Undo  # what ends a job without a value is no step
+            moves.pending.flush()
+            assert tx.one("job_row", id=job)["status"] == row["status"] == target
+            raise Undo
+
+        with pytest.raises(Undo if target is not None else IllegalMove):
+            await store.db.write(attempt)
+        assert await snapshot(store, job) == before
+
+
+async def test_a_pending_move_of_a_job_that_has_moved_meanwhile_is_refused(store: Store) -> None:
+    job = await bring(store, Status.STARTING)
+
+    def twice(tx: Any) -> None:
+        one, other = store.jobs.moves(tx).pending, store.jobs.moves(tx).pending
+        one.step(dict(tx.one("job_row", id=job)), Move.BEGIN)
+        other.step(dict(tx.one("job_row", id=job)), Move.CANCEL)
+
+    before = await snapshot(store, job)
+    with pytest.raises(IllegalMove):
+        await store.db.write(twice)
+    assert await snapshot(store, job) == before
 
 
 async def test_the_trigger_refuses_what_the_table_does_not_know(store: Store) -> None:

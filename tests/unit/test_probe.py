@@ -6,7 +6,6 @@ import errno
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -69,19 +68,11 @@ def test_fail_raises_what_a_disk_does_once_at_the_nth_time_or_each_time() -> Non
     once.reach("blob.before")
 
 
-def test_fail_in_another_thread_speaks_as_sqlite_does() -> None:
-    probe, caught = from_environment("commit.before=fail"), list[sqlite3.Error]()
-
-    def work() -> None:
-        try:
-            probe.reach("commit.before")
-        except sqlite3.Error as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert [error.sqlite_errorcode for error in caught] == [sqlite3.SQLITE_IOERR]
+def test_fail_in_a_transaction_speaks_as_sqlite_does() -> None:
+    for point in ("commit.before", "append.before"):
+        with pytest.raises(sqlite3.Error) as caught:
+            from_environment(f"{point}=fail").reach(point)
+        assert caught.value.sqlite_errorcode == sqlite3.SQLITE_IOERR
 
 
 def test_stall_holds_up_the_thread() -> None:

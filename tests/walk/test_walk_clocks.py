@@ -13,7 +13,7 @@ from walkrig import PATIENCE_S, Puppet, Stage, items, spec
 from apothic.control.sweeps import sweep
 from apothic.protocol.messages import Failure
 from apothic.protocol.session import ContainerNews, Outcome, StartContainer, StopContainer
-from apothic.store.jobs import HOLD_S
+from apothic.store.intake import HOLD_S
 
 HOUR = 3600.0
 RAISED = Outcome(failure=Failure(kind="user", type="ValueError", message="no", retriable=True))

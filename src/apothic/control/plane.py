@@ -27,7 +27,8 @@ from apothic.store.applogs import topic
 from apothic.store.blobs import Blobs
 from apothic.store.catalog import Catalog, MissingBlobs
 from apothic.store.fleet import Fleet
-from apothic.store.jobs import Ended, Jobs, NewJob, no_job
+from apothic.store.intake import NewJob
+from apothic.store.jobs import Ended, Jobs, no_job
 from apothic.store.stream import PAGE_EVENTS, Page, Wish
 
 T = TypeVar("T")

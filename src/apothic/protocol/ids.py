@@ -20,6 +20,8 @@ KeyId = NewType("KeyId", str)
 # Crockford's alphabet: no i, l, o, u, so that an id read aloud or typed from a screen survives.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _BODY = 26  # ceil(128 bits / 5)
+_PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]  # two digits at once
+_SHIFTS = range(120, -10, -10)
 PREFIXES = ("job", "dep", "fn", "agt", "ctr", "key")
 _SHAPE = re.compile(rf"({'|'.join(PREFIXES)})_[{_ALPHABET}]{{{_BODY}}}")
 
@@ -27,11 +29,7 @@ _SHAPE = re.compile(rf"({'|'.join(PREFIXES)})_[{_ALPHABET}]{{{_BODY}}}")
 def new(prefix: str, now: float) -> str:
     """Return a fresh id; `now` is wall time in seconds."""
     number = (int(now * 1000) & ((1 << 48) - 1)) << 80 | secrets.randbits(80)
-    digits = []
-    for _ in range(_BODY):
-        number, digit = divmod(number, 32)
-        digits.append(_ALPHABET[digit])
-    return f"{prefix}_{''.join(reversed(digits))}"
+    return f"{prefix}_{''.join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])}"
 
 
 def is_id(text: str, prefix: str) -> bool:

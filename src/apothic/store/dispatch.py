@@ -92,6 +92,7 @@ class Dispatcher:
         if count == 0:
             return []
         assignments = []
+        moves.pending.flush()  # what another container was given just now waits no more
         due = tx.all("delayed_jobs", version=version, now=self._clock.now(), limit=count)
         if len(due) < count:
             due += tx.all("waiting_jobs", version=version, limit=count - len(due))
@@ -111,7 +112,7 @@ class Dispatcher:
                     once=job["delivery"] == "at_most_once",
                 )
             )
-        tx.run("container_idle", id=container, now=None)
+        moves.pending.idle(container, None)
         return [Work(assignments=assignments)] if assignments else []
 
     def _start(self, tx: Tx, version: int, agent: str, container: str) -> StartContainer:

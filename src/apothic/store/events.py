@@ -35,11 +35,12 @@ class Refused(Exception):
     """What an agent reported can never be stored; sent again, it would be refused again."""
 
 
-def store(tx: Tx, job: int, attempt: int, next_index: int, events: Sequence[Event]) -> None:
-    """Store events under the last indices that the job has given out, which end before `next_index`."""
-    first = next_index - len(events)
-    rows = [(kind, data if isinstance(data, str) else dumps(data)) for kind, data in events]
-    tx.many("insert_event", [(job, first + n, kind, attempt, text) for n, (kind, text) in enumerate(rows)])
+def rows(job: int, attempt: int, first: int, events: Sequence[Event]) -> list[tuple[int, int, str, int, str]]:
+    """Return the rows of events under indices from `first` on."""
+    return [
+        (job, first + n, kind, attempt, data if isinstance(data, str) else dumps(data))
+        for n, (kind, data) in enumerate(events)
+    ]
 
 
 @dataclass
@@ -85,7 +86,7 @@ def window(tx: Tx, job: int, kind: str) -> Window:
 
 
 def append(
-    tx: Tx, job: int, attempt: int, said: Sequence[Said], most: int, *, sent: int = FOREVER, anew: bool = False
+    tx: Tx, job: dict[str, Any], said: Sequence[Said], *, sent: int = FOREVER, anew: bool = False
 ) -> Window | None:
     """Store what an attempt printed and yielded, in order, and let go of the oldest, in the same transaction.
 
@@ -94,12 +95,13 @@ def append(
     attempts. Returns the window of items, if there were any. Raises `Refused` for what can never be stored.
     """
     windows: dict[str, Window] = {}
+    seq, attempt = job["seq"], job["attempt"]
     rows: list[tuple[str, str, int, str | None]] = []
     for one in said:
         kind = LOG if isinstance(one, Line) else ITEM
         kept = windows.get(kind)
         if kept is None:
-            kept = windows[kind] = window(tx, job, kind)
+            kept = windows[kind] = window(tx, seq, kind)
         if isinstance(one, Line):
             text, blob, size = _line(one, kept.count, attempt), None, 0
         else:
@@ -113,14 +115,15 @@ def append(
         kept.bytes += len(text) + (size if blob else 0)
     if rows:
         tx.reach("append.before")
-        _insert(tx, job, attempt, rows)
+        job["next_index"] = _insert(tx, seq, attempt, rows)
         tx.reach("append.after")
         for kept in windows.values():
-            kept.trim(tx, job, most, sent if kept.kind == ITEM else FOREVER)
+            kept.trim(tx, seq, job["stream_window"], sent if kept.kind == ITEM else FOREVER)
     return windows.get(ITEM)
 
 
-def _insert(tx: Tx, job: int, attempt: int, rows: list[tuple[str, str, int, str | None]]) -> None:
+def _insert(tx: Tx, job: int, attempt: int, rows: list[tuple[str, str, int, str | None]]) -> int:
+    """Store rows under the next indices; return the one after them."""
     given = tx.one("take_indices", job=job, n=len(rows))
     assert given is not None, f"job {job} is in the table"
     first = given[0] - len(rows)
@@ -132,6 +135,7 @@ def _insert(tx: Tx, job: int, attempt: int, rows: list[tuple[str, str, int, str 
     named = [(job, first + n, blob, size) for n, (_, _, size, blob) in enumerate(rows) if blob is not None]
     if named:
         tx.many("insert_event_blob", named)
+    return int(given[0])
 
 
 def _line(line: Line, number: int, attempt: int) -> str:

@@ -14,12 +14,13 @@ from apothic.protocol.lifecycle import Status
 from apothic.protocol.messages import AgentView, Failure
 from apothic.protocol.session import ContainerNews, Hello, Outcome, Report, Reports
 from apothic.store import applogs, services, views
-from apothic.store.attempts import IllegalMove, Moves
+from apothic.store.attempts import Moves
 from apothic.store.db import Database, Tx
 from apothic.store.dispatch import read_picture
 from apothic.store.events import Refused
 from apothic.store.jobs import Jobs, Running
 from apothic.store.pace import Pace
+from apothic.store.pending import IllegalMove
 from apothic.store.picture import Standing
 from apothic.store.rollout import Rollout
 from apothic.store.verdicts import LOST
@@ -141,7 +142,7 @@ class Fleet:
 
         def write(tx: Tx) -> Applied:
             moves, now = self._jobs.moves(tx), self._clock.monotonic()
-            dead = [report.token for report in frame.reports if not self._report(tx, moves, report, now)]
+            dead = self._reports(tx, moves, frame.reports, now)
             for said in frame.said:
                 app = applogs.append(tx, agent_id, said)
                 if app is not None:
@@ -154,13 +155,37 @@ class Fleet:
 
         return await self._db.write(write)
 
+    def _reports(self, tx: Tx, moves: Moves, reports: list[Report], now: float) -> list[str]:
+        """Apply reports, all together if that can be; return the tokens of those that no longer count."""
+
+        def together() -> list[str]:
+            held = moves.held([report.job for report in reports])
+            dead = [report.token for report in reports if not moves.report(report, now, held)]
+            moves.pending.flush()
+            return dead
+
+        if not reports:
+            return []
+        try:
+            return tx.guarded(together)
+        except (sqlite3.IntegrityError, IllegalMove, Refused):
+            moves.drop()
+            return [report.token for report in reports if not self._report(tx, moves, report, now)]
+
     def _report(self, tx: Tx, moves: Moves, report: Report, now: float) -> bool:
         """Apply one report. What can never be stored fails its own attempt: sent again, it would hold up all others."""
+
+        def alone() -> bool:
+            counts = moves.report(report, now, moves.held([report.job]))
+            moves.pending.flush()
+            return counts
+
         try:
-            return tx.guarded(lambda: moves.report(report, now))
+            return tx.guarded(alone)
         except (sqlite3.IntegrityError, IllegalMove, Refused) as error:
-            job = tx.one("leased_job", token=report.token)
-            if job is None:
+            moves.pending.drop()
+            job = moves.held([report.job]).get(report.job)
+            if job is None or job["token"] != report.token:
                 return False
             what = f"what its container reported cannot be stored: {error}"
             moves.end(job, Outcome(failure=Failure(kind="serialization", type="ReportRefused", message=what)), [], now)

@@ -15,7 +15,8 @@ from apothic.clock import Clock
 from apothic.protocol.session import Resume
 from apothic.store import events
 from apothic.store.db import Database, Tx
-from apothic.store.jobs import HOLD_S, Jobs
+from apothic.store.intake import HOLD_S
+from apothic.store.jobs import Jobs
 
 Push = Callable[[str, Resume], None]  # (agent id, frame), called on the loop after the commit
 

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from msgspec import Struct
 
 from apothic.clock import Clock
-from apothic.errors import ApothicError, ConflictError, InvalidRequestError, JobGoneError, NotFoundError, QueueFullError
-from apothic.protocol import ids
+from apothic.errors import ApothicError, ConflictError, JobGoneError, NotFoundError
 from apothic.protocol.lifecycle import FINAL, Status
-from apothic.protocol.messages import CallOptions, Encoding, Failure, JobLogs, JobView, ListJobs
-from apothic.protocol.services import described
+from apothic.protocol.messages import CallOptions, Failure, JobLogs, JobView, ListJobs
 from apothic.protocol.session import Packed
 from apothic.store import events, views
 from apothic.store.attempts import Moves
 from apothic.store.db import Database, Tx
+from apothic.store.intake import Intake, NewJob
 from apothic.store.pace import Pace
 from apothic.store.readers import Readers
 from apothic.store.reasons import why
@@ -30,22 +28,6 @@ from apothic.store.turns import Turns
 
 Ring = Callable[[str], None]
 LARGEST_PAGE = 1000
-KEY_S = 86400.0  # how long an idempotency key is kept at the least: a job may go before
-HOLD_S = 60.0  # how long items are kept for a reader whose connection is lost, or that is still to come
-
-
-class NewJob(Struct, frozen=True, kw_only=True):
-    """All that a submit brings, checked and packed."""
-
-    function_id: str
-    input: Packed
-    accept: tuple[Encoding, ...]
-    options: CallOptions
-    deployment_id: str | None = None
-    idempotency_key: str | None = None
-    parent: str | None = None
-    retry_of: str | None = None
-    attached: bool = False  # items are kept for its caller
 
 
 class Ended(Struct, frozen=True, kw_only=True):
@@ -93,64 +75,25 @@ class Jobs:
         Raises `NotFoundError`, `QueueFullError`, `ConflictError` (the key belongs to another input),
         `StorageFullError`.
         """
-        return await self._db.write(lambda tx: self._submit(tx, self.moves(tx), new))
+        return await self._db.write(lambda tx: self.submit_within(tx, new))
 
     def submit_within(self, tx: Tx, new: NewJob) -> str:
         """Submit in a transaction that is open already."""
-        return self._submit(tx, self.moves(tx), new)
+        intake = self._intake(tx)
+        taken = intake.take([new])
+        if intake.refused is not None:
+            raise intake.refused
+        return taken[0]
 
     async def submit_batch(self, batch: list[NewJob]) -> list[str]:
-        """Store as many of a batch as the queue has room for, the first ones; return their ids."""
+        """Store as many jobs of one function as the queue has room for, the first ones; return their ids.
 
-        def write(tx: Tx) -> list[str]:
-            moves, taken = self.moves(tx), []
-            for new in batch:
-                try:
-                    taken.append(self._submit(tx, moves, new))
-                except QueueFullError:
-                    break
-            return taken
+        Raises as `submit` does, but for a full queue.
+        """
+        return await self._db.write(lambda tx: self._intake(tx).take(batch))
 
-        return await self._db.write(write)
-
-    def _submit(self, tx: Tx, moves: Moves, new: NewJob) -> str:
-        input_hash = hash_of(new.input)
-        # Before all else: a submit that is sent again gets its job, also when the app was stopped in between.
-        if new.idempotency_key is not None:
-            earlier = tx.one("job_by_key", function_id=new.function_id, key=new.idempotency_key)
-            if earlier is None:
-                since = moves.now - KEY_S
-                earlier = tx.one("gone_job_by_key", function_id=new.function_id, key=new.idempotency_key, since=since)
-            if earlier is not None:
-                return _same(earlier, input_hash, new.idempotency_key)
-        self.room.check()
-        version = tx.one("version_for_submit", function_id=new.function_id, deployment_id=new.deployment_id)
-        if version is None or version["stopped"]:
-            raise NotFoundError(
-                f"there is no function {new.function_id} that takes jobs",
-                hint="deploy its app (again), and look it up by app and name",
-            )
-        if version["serves"]:
-            raise _serves(version)
-        if version["waiting"] >= version["max_pending"]:
-            raise QueueFullError(
-                f"{version['app']}.{version['name']} has {version['waiting']} jobs waiting, its max_pending_tasks",
-                hint="wait a little and submit again, or raise max_pending_tasks",
-                details={"retry_after_s": 1.0},
-            )
-        if new.input.sha256 is not None and not tx.all("known_blobs", hashes=json.dumps([new.input.sha256])):
-            raise InvalidRequestError(
-                f"the input's blob {new.input.sha256} is not here", hint="PUT /v1/blobs/{sha256} before the submit"
-            )
-        job_id = ids.new_job(moves.now)
-        tx.reach("submit.before")
-        row = tx.one("insert_job", **_columns(new, version, job_id, input_hash, moves.now))
-        assert row is not None
-        moves.queue(row[0], job_id)
-        if new.attached:
-            tx.run("insert_hold", job=row[0], until=self._clock.monotonic() + HOLD_S)
-        tx.reach("submit.after")
-        return job_id
+    def _intake(self, tx: Tx) -> Intake:
+        return Intake(tx, self.moves(tx), self.room, self._clock.monotonic())
 
     async def show(self, job_id: str) -> JobView:
         """Return one job, and why it waits if it does. Raises `NotFoundError`."""
@@ -317,51 +260,6 @@ def gone(job_id: str, at: float) -> JobGoneError:
 def no_job(job_id: str) -> NotFoundError:
     """Return the error for an id that is no job's."""
     return NotFoundError(f"there is no job {job_id}", hint="`apothic job list` shows those that are kept")
-
-
-def hash_of(value: Packed) -> str:
-    """Return what tells two inputs apart."""
-    body = value.sha256 or hashlib.sha256(value.data or b"").hexdigest()
-    return f"{value.encoding}:{body}"
-
-
-def _serves(version: sqlite3.Row) -> InvalidRequestError:
-    where = f"{version['app']}.{version['name']}"
-    return InvalidRequestError(
-        f"{where} is {described(views.spec(version['spec']).kind)} and runs no jobs", hint="ask its URL"
-    )
-
-
-def _same(earlier: sqlite3.Row, input_hash: str, key: str) -> str:
-    if earlier["input_hash"] != input_hash:
-        raise ConflictError(
-            f"the idempotency key {key!r} belongs to job {earlier['id']}, which has another input",
-            hint="use a fresh key for a new input",
-            details={"job": earlier["id"]},
-        )
-    return str(earlier["id"])
-
-
-def _columns(new: NewJob, version: sqlite3.Row, job_id: str, input_hash: str, now: float) -> dict[str, Any]:
-    asked, given = new.options, views.spec(version["spec"]).options
-    return {
-        "id": job_id,
-        "version": version["id"],
-        "function_id": new.function_id,
-        "created_at": now,
-        "run_at": asked.run_at if asked.run_at is not None and asked.run_at > now else 0.0,
-        "expires_at": now + asked.expires_in_s if asked.expires_in_s is not None else None,
-        "timeout_s": asked.timeout_s if asked.timeout_s is not None else float(given.timeout_s),
-        "retries": views.encode(asked.retries or given.retries or views.no_retries()),
-        "delivery": asked.delivery,
-        "accept": json.dumps(new.accept),
-        "input": views.encode(new.input),
-        "input_sha256": new.input.sha256,
-        "input_hash": input_hash,
-        "idempotency_key": new.idempotency_key,
-        "parent": new.parent,
-        "retry_of": new.retry_of,
-    }
 
 
 def _ended(row: sqlite3.Row) -> Ended:

@@ -16,7 +16,8 @@ from apothic.protocol.messages import CallOptions
 from apothic.protocol.specs import Cron, Period
 from apothic.store import views
 from apothic.store.db import Database, Tx
-from apothic.store.jobs import Jobs, NewJob
+from apothic.store.intake import NewJob
+from apothic.store.jobs import Jobs
 
 log = logging.getLogger("apothic.store")
 

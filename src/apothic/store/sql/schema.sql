@@ -13,6 +13,7 @@ CREATE TABLE arrows (
     target TEXT NOT NULL,
     PRIMARY KEY (move, source)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX arrows_by_ends ON arrows (source, target);
 
 CREATE TABLE blobs (
     sha256     TEXT PRIMARY KEY CHECK (length(sha256) = 64),
@@ -114,9 +115,9 @@ CREATE UNIQUE INDEX jobs_idempotent ON jobs (function_id, idempotency_key) WHERE
 CREATE INDEX jobs_waiting ON jobs (version, run_at, seq) WHERE status IN ('queued', 'retrying');
 CREATE INDEX jobs_due ON jobs (run_at) WHERE status IN ('queued', 'retrying') AND run_at > 0;
 CREATE INDEX jobs_expiring ON jobs (expires_at) WHERE status = 'queued' AND expires_at IS NOT NULL;
-CREATE INDEX jobs_by_function ON jobs (function_id, seq);
-CREATE INDEX jobs_by_status ON jobs (status, seq);
-CREATE INDEX jobs_unfinished ON jobs (seq) WHERE ended_at IS NULL;
+-- Each index costs each job a row and each commit a page: those that have ended well are too many to be sought by
+-- status, and those that have not ended are few, and in jobs_waiting or among the leases.
+CREATE INDEX jobs_ended_badly ON jobs (status, seq) WHERE status IN ('failed', 'cancelled', 'timed_out');
 
 CREATE TABLE agents (
     id          TEXT PRIMARY KEY,
@@ -144,7 +145,7 @@ CREATE INDEX containers_by_agent ON containers (agent_id);
 -- The right to write to a job. Slots in use are counted from these rows, never kept beside them.
 CREATE TABLE leases (
     job          INTEGER PRIMARY KEY REFERENCES jobs (seq),
-    token        TEXT NOT NULL UNIQUE,
+    token        TEXT NOT NULL,
     attempt      INTEGER NOT NULL CHECK (attempt >= 1),
     container_id TEXT NOT NULL REFERENCES containers (id),
     expires_at   REAL NOT NULL,

@@ -67,12 +67,11 @@ DELETE FROM containers WHERE id = :id;
 
 -- container_idle: since when it has had nothing to do (NULL: it has)
 UPDATE containers
-   SET idle_since = iif(EXISTS (SELECT 1 FROM leases WHERE container_id = :id), NULL, :now)
- WHERE id = :id;
+   SET idle_since = iif(idle_since IS NULL, :now, NULL)
+ WHERE id = :id AND (idle_since IS NULL) <> EXISTS (SELECT 1 FROM leases WHERE container_id = :id);
 
 -- insert_lease: an attempt belongs to a container until expires_at
-INSERT INTO leases (job, token, attempt, container_id, expires_at)
-VALUES (:job, :token, :attempt, :container_id, :expires_at);
+INSERT INTO leases (job, token, attempt, container_id, expires_at) VALUES (?, ?, ?, ?, ?);
 
 -- renew_leases: all leases of an agent, for another term, in one statement
 UPDATE leases SET expires_at = :expires_at

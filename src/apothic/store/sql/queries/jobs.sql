@@ -7,23 +7,23 @@ SELECT versions.*, functions.app, functions.name, apps.stopped,
                 AND versions.deployment_id = coalesce(:deployment_id, apps.live)
  WHERE functions.id = :function_id;
 
--- job_by_key: an earlier submit under the same idempotency key
-SELECT id, seq, input_hash FROM jobs WHERE function_id = :function_id AND idempotency_key = :key;
+-- jobs_by_key: earlier submits under idempotency keys of a list
+SELECT idempotency_key, id, input_hash FROM jobs
+ WHERE function_id = :function_id AND idempotency_key IN (SELECT value FROM json_each(:keys));
+
+-- last_job: the highest number that a job ever had
+SELECT seq FROM sqlite_sequence WHERE name = 'jobs';
 
 -- insert_job: a new job, queued
-INSERT INTO jobs (id, version, function_id, status, next_index, created_at, run_at, expires_at, timeout_s, retries, delivery,
-                  accept, input, input_sha256, input_hash, idempotency_key, parent, retry_of)
-VALUES (:id, :version, :function_id, 'queued', 1, :created_at, :run_at, :expires_at, :timeout_s, :retries, :delivery,
-        :accept, :input, :input_sha256, :input_hash, :idempotency_key, :parent, :retry_of)
-RETURNING seq;
+INSERT INTO jobs (seq, id, version, function_id, created_at, run_at, expires_at, timeout_s, retries, delivery, accept,
+                  input, input_sha256, input_hash, idempotency_key, parent, retry_of, status, next_index)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'queued', 1);
 
 -- move_job: take one arrow of the lifecycle table, and the indices of its events; no row back means the job stands elsewhere by now
 UPDATE jobs
    SET status = arrows.target,
-       attempt = jobs.attempt + :attempts,
        next_index = next_index + :events,
        run_at = coalesce(:run_at, run_at),
-       started_at = coalesce(:started_at, started_at),
        ended_at = iif((SELECT final FROM statuses WHERE statuses.status = arrows.target), :now, NULL),
        user_failures = user_failures + :user_failures,
        crashes = crashes + :crashes,
@@ -32,18 +32,26 @@ UPDATE jobs
        failure = :failure, failure_sha256 = :failure_sha256
   FROM arrows
  WHERE jobs.seq = :job AND arrows.move = :move AND arrows.source = jobs.status
-RETURNING jobs.status, jobs.attempt, jobs.next_index;
+RETURNING jobs.status, jobs.next_index;
+
+-- step_jobs: the moves that are no end and change little, from where each job is known to stand
+UPDATE jobs SET status = ?, attempt = ?, next_index = ?, started_at = coalesce(?, started_at)
+ WHERE seq = ? AND status = ? AND next_index = ?;
+
+-- succeed_jobs: the ends that most jobs come to, each with its value
+UPDATE jobs SET status = ?, next_index = ?, ended_at = ?, result = ? WHERE seq = ? AND status = ? AND next_index = ?;
 
 -- job_row: a job with what its lease says, for a decision about its next move
 SELECT jobs.*, leases.token, leases.last_report, leases.container_id, versions.stream_window
   FROM jobs JOIN versions ON versions.id = jobs.version LEFT JOIN leases ON leases.job = jobs.seq
  WHERE jobs.id = :id;
 
--- leased_job: the job that a token gives the right to write to, and where a reader stands for whom its items are kept
-SELECT jobs.*, leases.token, leases.last_report, leases.container_id, versions.stream_window, holds.sent
-  FROM leases JOIN jobs ON jobs.seq = leases.job JOIN versions ON versions.id = jobs.version
-  LEFT JOIN holds ON holds.job = jobs.seq
- WHERE leases.token = :token;
+-- held_jobs: those of a list that have a lease, and where a reader stands for whom their items are kept
+SELECT jobs.seq, jobs.id, jobs.version, jobs.status, jobs.attempt, jobs.next_index, jobs.retries, jobs.delivery,
+       jobs.user_failures, jobs.crashes, jobs.drains,
+       leases.token, leases.last_report, leases.container_id, versions.stream_window, holds.sent
+  FROM json_each(:ids) AS wanted JOIN jobs ON jobs.id = wanted.value JOIN leases ON leases.job = jobs.seq
+  JOIN versions ON versions.id = jobs.version LEFT JOIN holds ON holds.job = jobs.seq;
 
 -- leased_jobs_of_container: what a container that is gone leaves behind
 SELECT jobs.*, leases.token, leases.last_report, leases.container_id, versions.stream_window

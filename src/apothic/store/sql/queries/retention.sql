@@ -46,9 +46,10 @@ SELECT gone_jobs.*, functions.app, functions.name AS function, versions.deployme
   JOIN functions ON functions.id = gone_jobs.function_id
  WHERE gone_jobs.id = :id;
 
--- gone_job_by_key: the newest job past its retention that was submitted under this key, and not long ago
-SELECT id, input_hash FROM gone_jobs
- WHERE function_id = :function_id AND idempotency_key = :key AND created_at > :since ORDER BY created_at DESC LIMIT 1;
+-- gone_jobs_by_key: jobs past their retention that were submitted under keys of a list not long ago, the newest last
+SELECT idempotency_key, id, input_hash FROM gone_jobs
+ WHERE function_id = :function_id AND idempotency_key IN (SELECT value FROM json_each(:keys)) AND created_at > :since
+ ORDER BY created_at;
 
 -- gone_jobs: which of a list are past their retention
 SELECT gone_jobs.id FROM json_each(:ids) AS wanted JOIN gone_jobs ON gone_jobs.id = wanted.value;
