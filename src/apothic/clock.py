@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 
@@ -24,18 +27,18 @@ class Clock(Protocol):
         """Wait that many seconds of this clock."""
         ...
 
+    def limit(self, seconds: float) -> AbstractAsyncContextManager[object]:
+        """Return a scope that ends with a `TimeoutError` when it takes longer than that."""
+        ...
+
 
 async def wait_for(clock: Clock, event: asyncio.Event, seconds: float) -> bool:
     """Wait until `event` is set, at most `seconds` of the clock; return whether it was set."""
     if event.is_set() or seconds <= 0:
         return event.is_set()
-    rung = asyncio.ensure_future(event.wait())
-    over = asyncio.ensure_future(clock.sleep(seconds))
-    try:
-        await asyncio.wait({rung, over}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        rung.cancel()
-        over.cancel()
+    with contextlib.suppress(TimeoutError):
+        async with clock.limit(seconds):  # two tasks that race took three rounds of the loop to tell who won
+            await event.wait()
     return event.is_set()
 
 
@@ -50,6 +53,9 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+    def limit(self, seconds: float) -> asyncio.Timeout:
+        return asyncio.timeout(seconds)
 
     def pause(self, seconds: float) -> None:
         """Block the calling thread that long."""
@@ -76,9 +82,22 @@ class ManualClock:
         self._now += seconds
 
     async def sleep(self, seconds: float) -> None:
+        await self._due_in(seconds)
+
+    @contextlib.asynccontextmanager
+    async def limit(self, seconds: float) -> AsyncIterator[None]:
+        async with asyncio.timeout(None) as scope:
+            due = self._due_in(seconds)
+            due.add_done_callback(lambda due: None if due.cancelled() else scope.reschedule(0.0))
+            try:
+                yield
+            finally:
+                due.cancel()
+
+    def _due_in(self, seconds: float) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._sleepers, (self._monotonic + max(seconds, 0.0), next(self._order), done))
-        await done
+        return done
 
     async def advance(self, seconds: float) -> None:
         """Let that much time pass, waking sleepers in order; each runs on before the next is woken."""

@@ -148,7 +148,7 @@ async def test_what_may_begin_early_does_so_beside_the_commit(store: Store) -> N
     def word(tx: Tx) -> None:
         assert place is not None
         place(tx)
-        tx.at_once(lambda: order.append("early"))
+        tx.at_once(lambda: order.append("early"), lambda: order.append("undone"))
         tx.then(lambda: order.append("told"))
 
     def write(tx: Tx) -> None:

@@ -115,6 +115,8 @@ class Moves:
             self._fail(job, verdict, lost, reason=reason)
         self.pending.idle(job["container_id"], monotonic)
         self.tx.queue_changed = True
+        # One that is free now may have to stop, if its version is no longer live or keeps nothing warm.
+        self.tx.fleet_changed |= not job.get("lasts", False)
 
     def cancel(self, row: sqlite3.Row) -> Status:
         """Ask for a job's end; return its status now. A job that has ended, or is being cancelled, stays as it is."""

@@ -73,7 +73,7 @@ class Catalog:
                 deployment_id = same["id"]
                 self._again(tx, same)
             tx.run("ask_for", app=manifest.app, id=deployment_id)
-            tx.queue_changed = True
+            tx.fleet_changed = True
             return self._view(tx, deployment_id)
 
         return await self._db.write(write)
@@ -122,14 +122,14 @@ class Catalog:
             if row["status"] != "live":
                 self._rollout(tx).go_live(app, deployment_id)
             tx.run("ask_for", app=app, id=deployment_id)
-            tx.queue_changed = True
+            tx.fleet_changed = True
             return self._view(tx, deployment_id)
 
         return await self._db.write(write)
 
     async def deployment(self, deployment_id: str) -> DeploymentView:
         """Return one deployment. Raises `NotFoundError`."""
-        return await self._db.read(lambda tx: self._view(tx, deployment_id))
+        return self._db.look(lambda tx: self._view(tx, deployment_id))
 
     async def deployments(self, app: str) -> list[DeploymentView]:
         """Return an app's versions, newest first. Raises `NotFoundError`."""
@@ -159,7 +159,7 @@ class Catalog:
         def write(tx: Tx) -> AppView:
             _app(tx, name)
             self._rollout(tx).stop(name)
-            tx.queue_changed = True
+            tx.fleet_changed = True
             return self._app_view(tx, _app(tx, name))
 
         return await self._db.write(write)
@@ -184,7 +184,7 @@ class Catalog:
                 )
             return views.function(row, row["app"], self.gateway_url)
 
-        return await self._db.read(read)
+        return self._db.look(read)
 
     def _view(self, tx: Tx, deployment_id: str) -> DeploymentView:
         row = tx.one("deployment", id=deployment_id)
@@ -228,7 +228,7 @@ class Catalog:
             row = tx.one("key_by_hash", secret_hash=secret_hash)
             return views.key(row) if row is not None else None
 
-        return await self._db.read(read)
+        return self._db.look(read)
 
     async def key(self, key_id: str) -> KeyView | None:
         """Return one key, or `None`."""
@@ -237,7 +237,7 @@ class Catalog:
             row = tx.one("key", id=key_id)
             return views.key(row) if row is not None else None
 
-        return await self._db.read(read)
+        return self._db.look(read)
 
     async def keys(self) -> list[KeyView]:
         """Return all keys, oldest first."""
@@ -254,7 +254,7 @@ class Catalog:
 
     async def serves(self, container: str) -> bool:
         """Tell whether a container of a service is there."""
-        return await self._db.read(lambda tx: tx.one("serving_container", id=container) is not None)
+        return self._db.look(lambda tx: tx.one("serving_container", id=container) is not None)
 
     async def use_key(self, key_id: str) -> None:
         """Note that a key was presented."""

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -42,6 +42,13 @@ MIB = 1024 * 1024
 _encode_json = msgspec.json.Encoder().encode
 
 
+class Early(NamedTuple):
+    """What is begun beside a commit, and what is done if that fails."""
+
+    deed: Callable[[], None]
+    undo: Callable[[], None]
+
+
 class Tx:
     """What a write may do: run named queries, and say what shall happen once it is on disk."""
 
@@ -51,9 +58,10 @@ class Tx:
         self.reach = probe.reach
         self.rows = 0  # written, as far as is known
         self.before: list[Callable[[], None]] = []
-        self.early: list[Callable[[], None]] = []
+        self.early: list[Early] = []
         self.after: list[Callable[[], None]] = []
-        self.queue_changed = False
+        self.queue_changed = False  # jobs may have to be placed
+        self.fleet_changed = False  # so may containers
 
     def run(self, query: str, **values: Any) -> int:
         """Run a query for its effect; return how many rows it changed."""
@@ -107,9 +115,9 @@ class Tx:
         """Do this when the write has done all else, still as a part of it."""
         self.before.append(deed)
 
-    def at_once(self, deed: Callable[[], None]) -> None:
-        """Do this on the event loop beside the commit, for what may be begun in the hope that it is made."""
-        self.early.append(deed)
+    def at_once(self, deed: Callable[[], None], undo: Callable[[], None]) -> None:
+        """Do this on the event loop beside the commit, in the hope that it is made; `undo` it when it is not."""
+        self.early.append(Early(deed, undo))
 
     def then(self, deed: Callable[[], None]) -> None:
         """Do this on the event loop after the commit, and only then."""
@@ -314,9 +322,9 @@ class Database:
     def _write_batch(self) -> None:
         """Run what waits, as much as a transaction shall hold, then have it committed."""
         assert self._connection is not None
-        connection, batch, early, after = self._connection, list[_Write](), Deeds(), Deeds()
+        connection, batch, early, after = self._connection, list[_Write](), list[Early](), Deeds()
         try:
-            rows, queue_changed = 0, False
+            rows, queue_changed, fleet_changed = 0, False, False
             while self._waiting and rows < LARGEST_BATCH:
                 batch.append(self._waiting.popleft())
                 tx = Tx(connection, self._probe)
@@ -325,18 +333,19 @@ class Database:
                 if batch[-1].error is None:
                     after += tx.after
                     queue_changed |= tx.queue_changed
-            if queue_changed and self.last_word is not None:
-                tx = self._run_last_word(connection, self.last_word)
+                    fleet_changed |= tx.fleet_changed
+            if (queue_changed or fleet_changed) and self.last_word is not None:
+                tx = self._run_last_word(connection, self.last_word, fleet_changed)
                 early, after = tx.early, after + tx.after
         except Exception as error:
             self._undo(batch, error)
             self._told(batch, [])
             return
-        for deed in early:
-            deed()
-        self._errands.put(lambda: self._commit(batch, after))
+        for each in early:
+            each.deed()
+        self._errands.put(lambda: self._commit(batch, early, after))
 
-    def _commit(self, batch: list[_Write], after: Deeds) -> None:
+    def _commit(self, batch: list[_Write], early: list[Early], after: Deeds) -> None:
         assert self._connection is not None and self._loop is not None
         try:
             self._probe.reach("commit.before")
@@ -345,7 +354,7 @@ class Database:
             self.commits += 1
         except Exception as error:
             self._undo(batch, error)
-            after = []
+            after = [each.undo for each in early]
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._told, batch, after)
 
@@ -360,10 +369,10 @@ class Database:
     def _told(self, batch: list[_Write], after: Deeds) -> None:
         """Tell everybody, and go on with what has come meanwhile."""
         self._faulted = any(_faulty(write.cause) for write in batch)
+        for deed in after:  # first: a caller may wait for its result, where an agent waits for an acknowledgement
+            deed()
         for write in batch:
             write.tell()
-        for deed in after:
-            deed()
         if self._waiting:
             assert self._loop is not None
             self._loop.call_soon(self._turn)
@@ -397,9 +406,12 @@ class Database:
             write.fail(error)
         connection.execute("RELEASE one")
 
-    def _run_last_word(self, connection: sqlite3.Connection, last_word: Callable[[Tx], None]) -> Tx:
+    def _run_last_word(
+        self, connection: sqlite3.Connection, last_word: Callable[[Tx], None], fleet_changed: bool
+    ) -> Tx:
         """Let the dispatcher place what the batch made ready, in the same transaction."""
         tx = Tx(connection, self._probe)
+        tx.fleet_changed = fleet_changed
         connection.execute("SAVEPOINT last_word")
         try:
             last_word(tx)

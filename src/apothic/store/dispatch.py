@@ -17,7 +17,7 @@ from apothic.clock import Clock
 from apothic.protocol import ids
 from apothic.protocol.messages import Failure
 from apothic.protocol.services import SERVICE_KINDS
-from apothic.protocol.session import Assignment, Downward, StartContainer, StopContainer, Work
+from apothic.protocol.session import Assignment, Downward, Renewed, StartContainer, StopContainer, Work
 from apothic.store import services, views
 from apothic.store.attempts import Moves
 from apothic.store.db import Tx
@@ -29,6 +29,7 @@ from apothic.store.turns import Turns
 
 Plan = Callable[[Picture], list[Step]]
 Push = Callable[[str, Downward], None]  # (agent id, frame), called on the loop after the commit
+Early = Callable[[str, Downward], bool]  # the same, called before it: tells whether it could be done
 Sign = Callable[[str, int], str]  # (job id, attempt), or (container id, 0) → the token it may call others with
 
 
@@ -42,6 +43,7 @@ class Dispatcher:
         *,
         plan: Plan,
         push: Push,
+        early: Early,
         sign: Sign,
         ring: Callable[[str], None],
         lease_s: float,
@@ -50,6 +52,7 @@ class Dispatcher:
         self._clock = clock
         self._plan = plan
         self._push = push
+        self._early = early
         self._sign = sign
         self._ring = ring
         self._lease_s = lease_s
@@ -58,6 +61,10 @@ class Dispatcher:
     def last_word(self, tx: Tx) -> None:
         """Place all that can be placed now."""
         tx.reach("dispatch.before")
+        if not tx.fleet_changed:
+            wants = tx.one("wants")
+            if wants is not None and not wants[0]:
+                return  # half of all commits of single calls: the whole picture took as long as the report itself
         picture = read_picture(tx, self._clock.now(), self._clock.monotonic(), self._jobs.pace, self._jobs.turns)
         steps = self._plan(picture)
         if not steps:
@@ -85,8 +92,30 @@ class Dispatcher:
                     self._refuse(tx, moves, version, message)
         for agent, waiting in frames.items():
             for frame in joined(waiting):
-                tx.then(partial(self._push, agent, frame))
+                self._send(tx, agent, frame, alone=len(waiting) == 1)
         tx.reach("dispatch.after")
+
+    def _send(self, tx: Tx, agent: str, frame: Downward, *, alone: bool) -> None:
+        """Send a frame once it is on disk; work that may be done twice beside the commit, which hides its time.
+
+        If that commit is never made, nobody has been told of those jobs, and nothing that they report is taken. What
+        follows a start has to come after it.
+        """
+        if not alone or not isinstance(frame, Work) or any(each.once for each in frame.assignments):
+            tx.then(partial(self._push, agent, frame))
+            return
+        sent: list[bool] = []
+
+        def push() -> None:
+            if not sent[0]:
+                self._push(agent, frame)
+
+        def recall() -> None:
+            if sent[0]:
+                self._push(agent, Renewed(number=0, dead_leases=[each.token for each in frame.assignments]))
+
+        tx.at_once(lambda: sent.append(self._early(agent, frame)), undo=recall)
+        tx.then(push)
 
     def _claim(self, tx: Tx, moves: Moves, version: int, container: str, count: int) -> list[Downward]:
         if count == 0:

@@ -80,7 +80,7 @@ class Fleet:
             tx.run("renew_all", expires_at=until)
             tx.run("restart_idle", now=self._clock.monotonic())
             tx.run("forget_demands", app=None)  # the gateway is new as well
-            tx.queue_changed = True
+            tx.fleet_changed = True
 
         await self._db.write(write)
 
@@ -125,7 +125,7 @@ class Fleet:
             if hello.leaving:
                 tx.run("disconnect_agent", id=hello.agent, gone_at=now + self._lease_s)
             alive = {row["token"] for row in tx.all("tokens_of_agent", agent_id=hello.agent)}
-            tx.queue_changed = True
+            tx.fleet_changed = True
             cancelling = tx.all("cancelling", agent_id=hello.agent)
             tx.reach("hello.after")
             return Reconciled(
@@ -269,7 +269,7 @@ class Fleet:
                 tx.run("disconnect_agent", id=container["agent_id"], gone_at=now + self._lease_s)
                 overdue.append(Overdue(container["agent_id"], job["token"], container["id"]))
                 moves.end(job, Outcome(failure=lost("its agent did not renew the lease")), [], now)
-            tx.queue_changed = True
+            tx.fleet_changed = True
             due = tx.one("next_due", now=moves.now)
             tx.reach("sweep.after")
             return Swept(due[0] if due is not None else None, overdue)
@@ -340,7 +340,7 @@ class Fleet:
             self._container_gone(tx, moves, news.id, news.failure)
         if row["serves"]:
             services.changed(tx, self._ring)
-        tx.queue_changed = True
+        tx.fleet_changed = True
 
     def _container_gone(self, tx: Tx, moves: Moves, container_id: str, failure: Failure | None) -> None:
         row = tx.one("deployment_of_container", id=container_id)
@@ -359,7 +359,7 @@ class Fleet:
         if row["status"] == "starting" and failure is not None and failure.kind != "worker_lost":
             self._rollout(tx).fail(row["id"], failure)
         self._rollout(tx).emptied(row["id"])
-        tx.queue_changed = True
+        tx.fleet_changed = True
 
     def _rollout(self, tx: Tx) -> Rollout:
         return Rollout(tx, self._clock.now(), self._ring)

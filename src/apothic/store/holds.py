@@ -43,7 +43,7 @@ class Holds:
     async def attach(self, job_id: str, cursor: int) -> Held | None:
         """Note that the reader is connected and has had all up to `cursor`; `None` when nothing is kept for it."""
 
-        row = await self._db.read(lambda tx: tx.one("held_job", id=job_id))
+        row = self._db.look(lambda tx: tx.one("held_job", id=job_id))
         if row is None:
             return None
         if row["paused"]:

@@ -28,6 +28,7 @@ from apothic.store.turns import Turns
 
 Ring = Callable[[str], None]
 LARGEST_PAGE = 1000
+LARGEST_LOOK = 200  # jobs that are looked up on the event loop: a millisecond or two
 
 
 class Ended(Struct, frozen=True, kw_only=True):
@@ -97,7 +98,7 @@ class Jobs:
 
     async def show(self, job_id: str) -> JobView:
         """Return one job, and why it waits if it does. Raises `NotFoundError`."""
-        return await self._db.read(lambda tx: self.view(tx, found(tx, job_id)))
+        return self._db.look(lambda tx: self.view(tx, found(tx, job_id)))
 
     async def ended(self, job_ids: list[str]) -> tuple[list[Ended], list[str]]:
         """Return those of the jobs that have ended, in the given order, and those of the ids that are no job's."""
@@ -110,7 +111,7 @@ class Jobs:
             unknown = [job for job in job_ids if job not in known] if len(known) < len(job_ids) else []
             return [_ended(row) for row in tx.all("ended_jobs", ids=ids)], unknown
 
-        return await self._db.read(read)
+        return self._db.look(read) if len(job_ids) <= LARGEST_LOOK else await self._db.read(read)
 
     async def missing(self, job_ids: list[str]) -> ApothicError:
         """Return the error for jobs none of which is here: those that never were come first."""
@@ -137,14 +138,14 @@ class Jobs:
 
     async def whose(self, job_id: str) -> tuple[str, str]:
         """Return the app and the function of a job, also of one past its retention. Raises `NotFoundError`."""
-        row = await self._db.read(lambda tx: tx.one("function_of_job", id=job_id))
+        row = self._db.look(lambda tx: tx.one("function_of_job", id=job_id))
         if row is None:
             raise no_job(job_id)
         return row["app"], row["name"]
 
     async def result(self, job_id: str) -> Ended:
         """Return one job as it stands, with its value once it has succeeded. Raises `NotFoundError`."""
-        return await self._db.read(lambda tx: _ended(found(tx, job_id)))
+        return self._db.look(lambda tx: _ended(found(tx, job_id)))
 
     async def logs(self, job_id: str, *, after: int, limit: int) -> JobLogs:
         """Return the retained lines with a number above `after`. Raises `NotFoundError`."""

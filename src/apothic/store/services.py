@@ -93,7 +93,7 @@ class Services:
         def write(tx: Tx) -> None:
             for version, wanted in demands.items():
                 tx.run("want_containers", version=version, wanted=wanted)
-            tx.queue_changed = True
+            tx.fleet_changed = True
 
         await self._db.write(write)
 
@@ -105,7 +105,7 @@ class Services:
                 tx.run("service_idle", id=container, since=None)
             for container, since in idle.items():
                 tx.run("service_idle", id=container, since=since)
-            tx.queue_changed = True
+            tx.fleet_changed = True
 
         await self._db.write(write)
 

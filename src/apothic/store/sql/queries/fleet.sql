@@ -91,6 +91,10 @@ SELECT containers.id, containers.agent_id, containers.version, containers.state,
   JOIN agents ON agents.id = containers.agent_id
  ORDER BY containers.id;
 
+-- wants: does anything wait for a container, or for room in one?
+SELECT EXISTS (SELECT 1 FROM versions WHERE waiting > 0) OR EXISTS (SELECT 1 FROM services WHERE wanted > 0)
+       OR EXISTS (SELECT 1 FROM deployments WHERE status = 'starting');
+
 -- hosts: the agents; one that is away for a moment still counts for what can ever be run
 SELECT id, cpu, memory_mb, gpus, connected FROM agents ORDER BY id;
 

@@ -49,9 +49,11 @@ SELECT jobs.*, leases.token, leases.last_report, leases.container_id, versions.s
 -- held_jobs: those of a list that have a lease, and where a reader stands for whom their items are kept
 SELECT jobs.seq, jobs.id, jobs.version, jobs.status, jobs.attempt, jobs.next_index, jobs.retries, jobs.delivery,
        jobs.user_failures, jobs.crashes, jobs.drains,
-       leases.token, leases.last_report, leases.container_id, versions.stream_window, holds.sent
+       leases.token, leases.last_report, leases.container_id, versions.stream_window, holds.sent,
+       versions.keep_warm_s > 0 AND deployments.status IN ('live', 'starting') AS lasts
   FROM json_each(:ids) AS wanted JOIN jobs ON jobs.id = wanted.value JOIN leases ON leases.job = jobs.seq
-  JOIN versions ON versions.id = jobs.version LEFT JOIN holds ON holds.job = jobs.seq;
+  JOIN versions ON versions.id = jobs.version JOIN deployments ON deployments.id = versions.deployment_id
+  LEFT JOIN holds ON holds.job = jobs.seq;
 
 -- leased_jobs_of_container: what a container that is gone leaves behind
 SELECT jobs.*, leases.token, leases.last_report, leases.container_id, versions.stream_window
