@@ -15,9 +15,10 @@ from apothic.protocol.events import END, ERROR, ITEM, LOG, RESULT, STATUS
 from apothic.protocol.messages import AppManifest, CallOptions, Failure, FunctionSpec
 from apothic.protocol.session import ContainerNews, Hello, Item, Lease, Line, Outcome, Packed, Report, Reports, Said
 from apothic.protocol.specs import FunctionOptions, Retries
-from apothic.store.db import Tx, audit
 from apothic.store.intake import NewJob
+from apothic.store.schema import audit
 from apothic.store.stream import Stream
+from apothic.store.tx import Tx
 
 WINDOWS = (1, 2, 3, 4, 5)
 CRASHES, DRAINS = 3, 10  # that a job survives (contract: the life of a job, section 4)

@@ -96,8 +96,15 @@ class ManualClock:
 
     def _due_in(self, seconds: float) -> asyncio.Future[None]:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._sleepers, (self._monotonic + max(seconds, 0.0), next(self._order), done))
+        sleeper = (self._monotonic + max(seconds, 0.0), next(self._order), done)
+        heapq.heappush(self._sleepers, sleeper)
+        done.add_done_callback(lambda done: self._forget(sleeper) if done.cancelled() else None)
         return done
+
+    def _forget(self, sleeper: tuple[float, int, asyncio.Future[None]]) -> None:
+        if sleeper in self._sleepers:
+            self._sleepers.remove(sleeper)
+            heapq.heapify(self._sleepers)
 
     async def advance(self, seconds: float) -> None:
         """Let that much time pass, waking sleepers in order; each runs on before the next is woken."""
@@ -107,9 +114,9 @@ class ManualClock:
             self._pass(due - self._monotonic)
             if not done.done():
                 done.set_result(None)
-            for _ in range(5):
+            for _ in range(10):
                 await asyncio.sleep(0)
-        self._pass(until - self._monotonic)
+        self._pass(max(until - self._monotonic, 0.0))  # a test may have let more pass meanwhile
 
     def _pass(self, seconds: float) -> None:
         self._monotonic += seconds

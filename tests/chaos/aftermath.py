@@ -18,7 +18,7 @@ from rig import Server, until
 from apothic import ControlPlaneClient
 from apothic.protocol import messages as m
 from apothic.protocol import routes
-from apothic.store.db import audit
+from apothic.store.schema import audit
 
 
 @contextlib.contextmanager

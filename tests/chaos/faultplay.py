@@ -23,7 +23,8 @@ from walkrig import DONE, Answer, Puppet, Stage, items, spec
 from apothic.protocol.session import Assignment, Renew, Renewed
 from apothic.protocol.specs import Period
 from apothic.store.collector import GRACE_S
-from apothic.store.db import Tx, audit
+from apothic.store.schema import audit
+from apothic.store.tx import Tx
 
 WINDOW = 3  # items and lines that a job keeps: every play trims
 PROMISED = Callable[..., None]

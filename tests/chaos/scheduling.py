@@ -16,7 +16,7 @@ from apothic.store.schedules import Schedules
 
 async def look(path: Path) -> None:
     clock = ManualClock(0.0)
-    db = Database(path, probe=Probe(), durable=False)
+    db = Database(path, clock=clock, probe=Probe(), durable=False)
     db.open()
     schedules = Schedules(db, clock, Jobs(db, clock, lambda job: None, random.Random()))
     while line := await asyncio.to_thread(sys.stdin.readline):

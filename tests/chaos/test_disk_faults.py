@@ -19,9 +19,11 @@ from faultplay import Play, Refused, check, checkpoint_often, playing
 from powercut import Disk, Recorder, recording
 from shim import FULL, IOERR_READ, IOERR_SHORT_READ, IOERR_SYNC, IOERR_WRITE, OK, Listener, listening
 
+from apothic.clock import ManualClock
 from apothic.errors import StorageFullError
 from apothic.probe import Probe
-from apothic.store.db import Database, Tx
+from apothic.store.db import Database
+from apothic.store.tx import Tx
 
 LITTLE = 60  # pages of log before it is written into the database: a round does that a few times
 LASTING = 4  # faults in a row, for a disk that stays broken for a while
@@ -150,11 +152,11 @@ async def test_a_page_that_was_read_short_is_not_believed_for_ever(tmp_path: Pat
 
     disk = Short()
     with listening(disk, tmp_path):
-        before = Database(tmp_path / "a.db", probe=Probe())
+        before = Database(tmp_path / "a.db", clock=ManualClock(), probe=Probe())
         before.open()
         await before.write(fill)
         await before.close()
-        db = Database(tmp_path / "a.db", probe=Probe())
+        db = Database(tmp_path / "a.db", clock=ManualClock(), probe=Probe())
         db.open()
         disk.on = True
         for ask in (db.read, db.write, db.write):

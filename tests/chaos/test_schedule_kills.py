@@ -70,7 +70,7 @@ class Storm:
         self.path = path
         self.dice = random.Random(seed)
         self.clock = ManualClock()
-        self.db = Database(path, probe=Probe(), durable=False)
+        self.db = Database(path, clock=self.clock, probe=Probe(), durable=False)
         self.jobs = Jobs(self.db, self.clock, lambda job: None, random.Random(seed))
         self.seen: Counter[str] = Counter()
         self.kills = 0

@@ -29,13 +29,15 @@ from apothic.protocol.session import (
 )
 from apothic.protocol.specs import FunctionOptions
 from apothic.store.catalog import Catalog
-from apothic.store.db import Database, Tx, audit
+from apothic.store.db import Database
 from apothic.store.dispatch import Dispatcher
 from apothic.store.fleet import Fleet, Reconciled
 from apothic.store.holds import Holds
 from apothic.store.intake import NewJob
 from apothic.store.jobs import Jobs
+from apothic.store.schema import audit
 from apothic.store.stream import Page, Stream, Wish
+from apothic.store.tx import Tx
 
 LEASE_S = 30.0
 KEY = "key_agents"
@@ -70,7 +72,7 @@ class Store:
         self.clock = clock or ManualClock()
         self.rung: list[str] = []
         self.frames: list[tuple[str, Downward]] = []
-        self.db = Database(path, probe=Probe(), durable=False)
+        self.db = Database(path, clock=self.clock, probe=Probe(), durable=False)
         self.catalog = Catalog(self.db, self.clock, self.rung.append)
         self.jobs = Jobs(self.db, self.clock, self.rung.append, random.Random(1))
         self.fleet = Fleet(self.db, self.clock, self.jobs, self.rung.append, limits.get("lease_s", LEASE_S))

@@ -11,9 +11,9 @@ from storerig import DONE, Store, broken, items, lines, new_job
 
 from apothic.errors import ConflictError, JobGoneError, NotFoundError, StorageFullError
 from apothic.store import retention
-from apothic.store.db import Tx
 from apothic.store.intake import HOLD_S
 from apothic.store.retention import TOMBSTONE_S
+from apothic.store.tx import Tx
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from storerig import Store, broken, spec
 from apothic.errors import QueueFullError
 from apothic.protocol.specs import Cron, Period
 from apothic.store import schedules
-from apothic.store.db import Tx
 from apothic.store.schedules import Schedules, key_of
+from apothic.store.tx import Tx
 
 MINUTE, HOUR = 60.0, 3600.0
 

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from storerig import Store
 
+from apothic.clock import ManualClock
 from apothic.errors import NotFoundError, ServerUnavailableError
 from apothic.probe import Probe
-from apothic.store.db import LARGEST_BATCH, Database, Tx
+from apothic.store.db import LARGEST_BATCH, Database
+from apothic.store.tx import Tx
 
 
 def secret(tx: Tx, name: str) -> None:
@@ -34,6 +36,7 @@ class Gate:
             self._inside.set()
             assert self._open.wait(10)
 
+        self._db.commit_s = 1.0  # a slow disk: its commits are made in a thread
         self._db._probe.on("commit.before", wait)
         self._write = asyncio.ensure_future(self._db.write(self._fn))
         await asyncio.to_thread(self._inside.wait, 10)
@@ -162,6 +165,62 @@ async def test_what_may_begin_early_does_so_beside_the_commit(store: Store) -> N
     assert order == ["first", "last", "early", "told"]
 
 
+async def test_a_quick_commit_is_made_on_the_loop_and_a_slow_one_beside_it(store: Store) -> None:
+    where: list[str] = []
+
+    def commits(seconds: float) -> Callable[[], None]:
+        def note() -> None:
+            where.append(threading.current_thread().name)
+            store.clock._pass(seconds)
+
+        return note
+
+    async def write(times: int) -> list[str]:
+        where.clear()
+        for _ in range(times):
+            await store.db.write(lambda tx: None)
+        return where
+
+    store.db._probe.on("commit.before", commits(0.0002))
+    assert set(await write(20)) == {"MainThread"}
+    store.db._probe.on("commit.before", commits(0.02))
+    assert set((await write(20))[2:]) == {"apothic-committer"}
+    store.db._probe.on("commit.before", commits(0.0002))
+    assert set((await write(80))[60:]) == {"MainThread"}
+
+
+async def test_a_look_in_the_middle_of_a_commit_sees_what_was_before(store: Store) -> None:
+    await store.db.write(lambda tx: secret(tx, "old"))
+    names = "SELECT name FROM secrets ORDER BY name DESC"
+
+    def look() -> list[str]:
+        return store.db.look(lambda tx: [row[0] for row in tx._connection.execute(names)])
+
+    async with Gate(store.db, lambda tx: secret(tx, "new")):
+        assert look() == ["old"]
+    assert look() == ["old", "new"]
+
+
+async def test_what_began_beside_a_commit_that_fails_is_undone(store: Store) -> None:
+    order: list[str] = []
+
+    def breaks() -> None:
+        raise RuntimeError("the disk is gone")
+
+    def word(tx: Tx) -> None:
+        tx.at_once(lambda: order.append("early"), lambda: order.append("undone"))
+        tx.then(lambda: order.append("told"))
+
+    def write(tx: Tx) -> None:
+        tx.queue_changed = True
+
+    store.db.last_word = word
+    store.db._probe.on("commit.before", breaks)
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        await store.db.write(write)
+    assert order == ["early", "undone"]
+
+
 async def test_a_batch_ends_when_it_has_many_rows(store: Store) -> None:
     def many(n: int) -> Callable[[Tx], None]:
         return lambda tx: [secret(tx, f"{n}.{m}") for m in range(LARGEST_BATCH // 2)] and None
@@ -228,7 +287,7 @@ async def test_what_waits_is_finished_before_the_store_closes(tmp_path: Path) ->
 
 async def test_full_durability_is_said_to_sqlite(tmp_path: Path) -> None:
     for durable, level in ((True, 2), (False, 1)):
-        db = Database(tmp_path / f"{level}.db", probe=Probe(), durable=durable)
+        db = Database(tmp_path / f"{level}.db", clock=ManualClock(), probe=Probe(), durable=durable)
         db.open()
         seen = await db.write(lambda tx: tuple(tx._connection.execute("PRAGMA synchronous").fetchone()))
         mode = await db.write(lambda tx: tuple(tx._connection.execute("PRAGMA journal_mode").fetchone()))

@@ -8,7 +8,7 @@ import pytest
 from storerig import DONE, Store, broken, lines
 
 from apothic.errors import StorageFullError
-from apothic.store.db import Tx
+from apothic.store.tx import Tx
 
 
 async def limit_pages(store: Store, pages: int) -> int:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from storerig import DONE, Store, broken, items, lines, spec
 
-from apothic.store.db import audit
 from apothic.store.queries import invariants
+from apothic.store.schema import audit
 
 # What is done to a sound database, by the rule that must notice.
 CORRUPTIONS: dict[str, list[str]] = {

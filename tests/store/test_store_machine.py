@@ -22,7 +22,7 @@ from apothic.errors import ConflictError, QueueFullError
 from apothic.protocol.lifecycle import FINAL
 from apothic.protocol.messages import Failure
 from apothic.protocol.session import Assignment, ContainerNews, Lease, Outcome
-from apothic.store.db import audit
+from apothic.store.schema import audit
 
 CRASHED = Outcome(failure=Failure(kind="worker_lost", type="ProcessDied", message="signal 9", retriable=True))
 BURIED = Outcome(failure=Failure(kind="cancelled", type="C", message=""))

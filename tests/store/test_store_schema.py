@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from storerig import DONE, Store
 
+from apothic.clock import ManualClock
 from apothic.errors import ConfigError
 from apothic.probe import Probe
 from apothic.store import db as database
 from apothic.store.queries import migrations, named, queries, read
+from apothic.store.schema import migrate
 
 SOURCES = Path(database.__file__).parents[1]
 _USE = re.compile(r"\b(?:run|many|one|all|each)\(\s*\"(\w+)\"")
@@ -24,13 +26,13 @@ def schema(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
 
 def test_migrations_make_the_schema() -> None:
     stepped, whole = sqlite3.connect(":memory:"), sqlite3.connect(":memory:")
-    database.migrate(stepped)
+    migrate(stepped)
     whole.executescript(read("schema.sql"))
     assert schema(stepped) == schema(whole)
     assert len(schema(whole)) > 20
     assert stepped.execute("PRAGMA user_version").fetchone()[0] == migrations()[-1][0]
     before = schema(stepped)
-    database.migrate(stepped)
+    migrate(stepped)
     assert schema(stepped) == before
     stepped.close()
     whole.close()
@@ -46,7 +48,7 @@ async def test_a_file_of_a_newer_apothic_is_refused(tmp_path: Path) -> None:
     connection.execute("PRAGMA user_version = 999")
     connection.close()
     with pytest.raises(ConfigError, match="newer apothic") as caught:
-        database.Database(path, probe=Probe()).open()
+        database.Database(path, clock=ManualClock(), probe=Probe()).open()
     assert "upgrade" in caught.value.hint
 
 
@@ -54,7 +56,7 @@ async def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "text.db"
     path.write_text("this is no database, and it is long enough to be looked at as one" * 50)
     with pytest.raises(ConfigError, match="cannot be opened"):
-        database.Database(path, probe=Probe()).open()
+        database.Database(path, clock=ManualClock(), probe=Probe()).open()
 
 
 def test_every_query_is_used_and_every_used_name_is_a_query() -> None:
@@ -168,6 +170,6 @@ def test_a_file_of_the_first_schema_keeps_its_events() -> None:
     connection.execute("DROP TRIGGER events_in_order")  # there is no job that has given the indices out
     connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", rows)
     connection.execute("CREATE TRIGGER events_in_order BEFORE INSERT ON events BEGIN SELECT 1; END")
-    database.migrate(connection)
+    migrate(connection)
     assert connection.execute("SELECT * FROM events ORDER BY idx").fetchall() == rows
     connection.close()

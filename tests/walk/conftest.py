@@ -10,7 +10,7 @@ import pytest
 from gatewayrig import Front
 from walkrig import Puppet, Stage
 
-from apothic.store.db import audit
+from apothic.store.schema import audit
 
 _watching = False
 _unpickled: list[str] = []

@@ -104,6 +104,7 @@ async def test_of_two_keys_that_come_at_once_as_one_agent_one_is_let_in(stage: S
 
     for each in both:
         await each.open()
+    stage.control.db.commit_s = 1.0  # a slow disk: its commits are made in a thread
     stage.probe.on("commit.before", commit_late)
     deploying = asyncio.create_task(stage.deploy())
     await asyncio.to_thread(placed.wait, 10)  # so that neither of the two is known when the other comes

@@ -238,6 +238,7 @@ async def test_what_was_pushed_while_an_agent_came_back_is_not_told_to_it(stage:
         placed.set()
         assert met.wait(10)
 
+    stage.control.db.commit_s = 1.0  # a slow disk: its commits are made in a thread
     stage.probe.on("commit.before", commit_late)
     writing = asyncio.create_task(stage.submit(function))
     await asyncio.to_thread(placed.wait, 10)  # the job is placed, and not yet committed

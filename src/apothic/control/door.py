@@ -10,6 +10,8 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 log = logging.getLogger("apothic.control")
 
+QUEUED = 16  # messages that may wait for the application before a websocket is read no further
+
 
 class Door(HttpToolsProtocol):
     """An HTTP connection. Applications find `abort` in their scope's state, to drop one whose reader takes nothing."""
@@ -44,6 +46,15 @@ class Door(HttpToolsProtocol):
 
 class SessionDoor(WebSocketsSansIOProtocol):
     """A websocket. What breaks its rules, at the handshake too, ends it with one line in the log."""
+
+    def send_receive_event_to_app(self) -> None:
+        # uvicorn stops reading at each message until it is taken: two system calls for every frame of an agent.
+        if self.queue.qsize() >= QUEUED:
+            super().send_receive_event_to_app()
+            return
+        is_paused, self.read_paused = self.read_paused, True
+        super().send_receive_event_to_app()
+        self.read_paused = is_paused
 
     def data_received(self, data: bytes) -> None:
         try:

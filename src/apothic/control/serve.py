@@ -88,7 +88,7 @@ class ControlPlane:
     def __init__(self, settings: Settings, clock: Clock, probe: Probe) -> None:
         data_dir = settings.data_dir
         self.hub = Hub()
-        self.db = Database(data_dir / "apothic.db", probe=probe, durable=settings.durability == "full")
+        self.db = Database(data_dir / "apothic.db", clock=clock, probe=probe, durable=settings.durability == "full")
         self.catalog = Catalog(self.db, clock, self.hub.ring)
         self.jobs = Jobs(self.db, clock, self.hub.ring, random.Random())
         self.fleet = Fleet(self.db, clock, self.jobs, self.hub.ring, settings.lease_s)

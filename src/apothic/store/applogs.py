@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from apothic.protocol.messages import AppLine, AppLogs, ShowAppLogs
 from apothic.protocol.session import ContainerSaid
-from apothic.store.db import Tx
+from apothic.store.tx import Tx
 
 # As many as a job keeps by default. It is for people who look for a cause; what a job prints is with the job.
 KEPT = 10_000

@@ -15,10 +15,10 @@ from apothic.protocol.lifecycle import FINAL, LEASED, Move, Status
 from apothic.protocol.messages import Failure
 from apothic.protocol.session import Outcome, Report, Said
 from apothic.store import events, views
-from apothic.store.db import Tx, dumps
 from apothic.store.pace import Pace
 from apothic.store.pending import IllegalMove, Job, Pending, target
 from apothic.store.readers import Readers
+from apothic.store.tx import Tx, dumps
 from apothic.store.verdicts import DRAIN_MOVES, Facts, Verdict, after_drain, after_failure
 
 

@@ -19,7 +19,8 @@ from apothic.errors import InvalidRequestError, NotFoundError, PayloadTooLargeEr
 from apothic.probe import Probe
 from apothic.protocol.messages import BlobView
 from apothic.store import folders
-from apothic.store.db import Database, Tx
+from apothic.store.db import Database
+from apothic.store.tx import Tx
 
 T = TypeVar("T")
 CHUNK = 1024 * 1024

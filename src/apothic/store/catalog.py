@@ -25,8 +25,9 @@ from apothic.protocol.messages import (
     ShowAppLogs,
 )
 from apothic.store import applogs, services, views
-from apothic.store.db import Database, Tx
+from apothic.store.db import Database
 from apothic.store.rollout import Rollout, no_deployment
+from apothic.store.tx import Tx
 
 
 class MissingBlobs(Exception):

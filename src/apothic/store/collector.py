@@ -7,8 +7,9 @@ import json
 
 from apothic.clock import Clock
 from apothic.store.blobs import Blobs
-from apothic.store.db import Database, Tx
+from apothic.store.db import Database
 from apothic.store.room import Room
+from apothic.store.tx import Tx
 
 # An upload comes before its submit, and a reader fetches an item after it was told of it. An hour is longer than either
 # takes, at 2 GiB over a line of 5 Mbit/s.

@@ -2,9 +2,9 @@
 
 Statements of writes run on the event loop, some microseconds each: handing each write to a thread cost two switches
 between cores, and at every step of SQLite a fight for the interpreter lock, more than the statements themselves. The
-commit, which waits for the disk, runs in a thread beside the loop. Whatever is there when it ends is the next batch: a
-commit with `synchronous=FULL` costs 0.2 to 0.4 ms whether it holds one write or a hundred. Nobody is told anything
-before the commit.
+commit waits for the disk: a quick one (0.2 ms) is made on the loop too, as the way to a thread and back takes as long;
+on a slow disk they are made in a thread. Whatever is there when one ends is the next batch: a commit costs the same
+whether it holds one write or a hundred. Nobody is told anything before it.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import queue
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-import msgspec
-
-from apothic.errors import ApothicError, ConfigError, ServerUnavailableError, StorageFullError
+from apothic.clock import Clock
+from apothic.errors import ConfigError, ServerUnavailableError
 from apothic.probe import Probe
-from apothic.protocol.lifecycle import ARROWS, FINAL, LEASED, Status
-from apothic.store.queries import invariants, migrations, queries
+from apothic.store.faults import code, is_faulty, named_error, write_again
+from apothic.store.schema import fill_lifecycle, migrate
+from apothic.store.tx import Early, Tx
 
 T = TypeVar("T")
 log = logging.getLogger("apothic.store")
@@ -38,90 +37,8 @@ OLDEST_SQLITE = (3, 37, 0)
 # does nothing else.
 LARGEST_BATCH = 1_000
 BUSY_MS = 10_000
-MIB = 1024 * 1024
-_encode_json = msgspec.json.Encoder().encode
-
-
-class Early(NamedTuple):
-    """What is begun beside a commit, and what is done if that fails."""
-
-    deed: Callable[[], None]
-    undo: Callable[[], None]
-
-
-class Tx:
-    """What a write may do: run named queries, and say what shall happen once it is on disk."""
-
-    def __init__(self, connection: sqlite3.Connection, probe: Probe) -> None:
-        self._connection = connection
-        self._queries = queries()
-        self.reach = probe.reach
-        self.rows = 0  # written, as far as is known
-        self.before: list[Callable[[], None]] = []
-        self.early: list[Early] = []
-        self.after: list[Callable[[], None]] = []
-        self.queue_changed = False  # jobs may have to be placed
-        self.fleet_changed = False  # so may containers
-
-    def run(self, query: str, **values: Any) -> int:
-        """Run a query for its effect; return how many rows it changed."""
-        self.rows += 1
-        return self._connection.execute(self._queries[query], values).rowcount
-
-    def many(self, query: str, rows: Sequence[tuple[Any, ...]]) -> int:
-        """Run a query once for each row of positional values; return how many rows it changed in all."""
-        self.rows += len(rows)
-        return self._connection.executemany(self._queries[query], rows).rowcount
-
-    def one(self, query: str, **values: Any) -> sqlite3.Row | None:
-        """Return the first row, or `None`."""
-        cursor = self._connection.execute(self._queries[query], values)
-        row: sqlite3.Row | None = cursor.fetchone()
-        cursor.close()  # a statement that still has rows would hold the savepoint open
-        return row
-
-    def all(self, query: str, **values: Any) -> list[sqlite3.Row]:
-        """Return every row."""
-        return self._connection.execute(self._queries[query], values).fetchall()
-
-    def each(self, query: str, **values: Any) -> Iterator[sqlite3.Row]:
-        """Yield rows one by one; whoever leaves early has not read the rest."""
-        cursor = self._connection.execute(self._queries[query], values)
-        try:
-            yield from cursor
-        finally:
-            cursor.close()
-
-    def guarded(self, deed: Callable[[], T]) -> T:
-        """Do it as a whole or not at all; an exception undoes what it did, and nothing else, and is raised."""
-        self._connection.execute("SAVEPOINT guarded")
-        try:
-            done = deed()
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK TO guarded")
-                self._connection.execute("RELEASE guarded")
-            raise
-        self._connection.execute("RELEASE guarded")
-        return done
-
-    def finish(self) -> None:
-        """Do what was left for the end of this write."""
-        deeds, self.before = self.before, []
-        for deed in deeds:
-            deed()
-
-    def at_end(self, deed: Callable[[], None]) -> None:
-        """Do this when the write has done all else, still as a part of it."""
-        self.before.append(deed)
-
-    def at_once(self, deed: Callable[[], None], undo: Callable[[], None]) -> None:
-        """Do this on the event loop beside the commit, in the hope that it is made; `undo` it when it is not."""
-        self.early.append(Early(deed, undo))
-
-    def then(self, deed: Callable[[], None]) -> None:
-        """Do this on the event loop after the commit, and only then."""
-        self.after.append(deed)
+SLOW_S = 0.001  # what a commit may take on the loop, in the mean of the last ones
+_WEIGHT = 0.1  # of the newest
 
 
 class _Write:
@@ -155,8 +72,9 @@ Deeds = list[Callable[[], None]]
 class Database:
     """One SQLite file. `write` shares commits; `read` and `look` see only what is committed."""
 
-    def __init__(self, path: Path, *, probe: Probe, durable: bool = True) -> None:
+    def __init__(self, path: Path, *, clock: Clock, probe: Probe, durable: bool = True) -> None:
         self.path = path
+        self._clock = clock
         self._probe = probe
         self._durable = durable
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -166,6 +84,8 @@ class Database:
         self._is_open = False
         self._connection: sqlite3.Connection | None = None  # of the writer
         self._faulted = False
+        self._is_beside = False  # the writer's connection is in a transaction, or a thread's
+        self.commit_s = 0.0  # the mean of the last ones
         self._errands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._local = threading.local()
         self._reader_connections: list[sqlite3.Connection] = []
@@ -225,7 +145,10 @@ class Database:
     def look(self, fn: Callable[[Tx], T]) -> T:
         """Do as `read`, here and now: for a few rows, which take less than the way to a thread and back."""
         try:
-            return self._read(fn)
+            if self._is_beside or self._faulted or self._connection is None:
+                return self._read(fn)
+            # The writer's own, between two of its transactions: what others have read they forget at each commit.
+            return self._snapshot(self._connection, fn)
         except sqlite3.Error as error:
             raise named_error(error) from error
 
@@ -272,9 +195,18 @@ class Database:
             connection.execute("PRAGMA query_only = ON")
             self._local.connection = connection
             self._reader_connections.append(connection)
+        return self._snapshot(connection, fn)
+
+    def _snapshot(self, connection: sqlite3.Connection, fn: Callable[[Tx], T]) -> T:
+        changes = connection.total_changes
         try:
             connection.execute("BEGIN")
-            return fn(Tx(connection, self._probe))
+            found = fn(Tx(connection, self._probe))
+            # Not by PRAGMA query_only, where the connection is the writer's: that has every statement compiled anew.
+            if connection.total_changes != changes:
+                connection.execute("ROLLBACK")
+                raise sqlite3.OperationalError("a readonly transaction has written")
+            return found
         finally:
             if connection.in_transaction:  # a fault may have ended it
                 connection.execute("COMMIT")
@@ -293,7 +225,8 @@ class Database:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
-            if _code(error) == sqlite3.SQLITE_BUSY:  # a program of somebody else's writes to the file
+            if code(error) == sqlite3.SQLITE_BUSY:  # a program of somebody else's writes to the file
+                self._is_beside = True
                 self._errands.put(self._begin_late)
                 return
             self._waiting[0].fail(error)
@@ -307,12 +240,16 @@ class Database:
             self._connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute("PRAGMA busy_timeout = 0")
-            self._loop.call_soon_threadsafe(self._write_batch)
+            self._loop.call_soon_threadsafe(self._begun, None)
         except sqlite3.Error as error:
             self._connection.execute("PRAGMA busy_timeout = 0")
-            self._loop.call_soon_threadsafe(self._fail_all, error)
+            self._loop.call_soon_threadsafe(self._begun, error)
 
-    def _fail_all(self, error: sqlite3.Error) -> None:
+    def _begun(self, error: sqlite3.Error | None) -> None:
+        self._is_beside = False
+        if error is None:
+            self._write_batch()
+            return
         batch = list(self._waiting)
         self._waiting.clear()
         for write in batch:
@@ -343,10 +280,30 @@ class Database:
             return
         for each in early:
             each.deed()
-        self._errands.put(lambda: self._commit(batch, early, after))
+        if self.commit_s > SLOW_S:
+            self._is_beside = True
+            self._errands.put(lambda: self._commit_beside(batch, early, after))
+        elif early:
+            # What is begun early leaves this process in the next round of the loop; the one after that has the time.
+            assert self._loop is not None
+            self._is_beside = True
+            self._loop.call_soon(self._loop.call_soon, self._commit_here, batch, early, after)
+        else:
+            self._commit_here(batch, early, after)
 
-    def _commit(self, batch: list[_Write], early: list[Early], after: Deeds) -> None:
-        assert self._connection is not None and self._loop is not None
+    def _commit_here(self, batch: list[_Write], early: list[Early], after: Deeds) -> None:
+        self._told(batch, self._commit(batch, early, after))
+
+    def _commit_beside(self, batch: list[_Write], early: list[Early], after: Deeds) -> None:
+        assert self._loop is not None
+        after = self._commit(batch, early, after)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._told, batch, after)
+
+    def _commit(self, batch: list[_Write], early: list[Early], after: Deeds) -> Deeds:
+        """Commit, and return what is to be done now."""
+        assert self._connection is not None
+        begun = self._clock.monotonic()
         try:
             self._probe.reach("commit.before")
             self._connection.execute("COMMIT")
@@ -355,8 +312,8 @@ class Database:
         except Exception as error:
             self._undo(batch, error)
             after = [each.undo for each in early]
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._told, batch, after)
+        self.commit_s += _WEIGHT * (self._clock.monotonic() - begun - self.commit_s)
+        return after
 
     def _undo(self, batch: list[_Write], error: Exception) -> None:
         assert self._connection is not None
@@ -368,7 +325,8 @@ class Database:
 
     def _told(self, batch: list[_Write], after: Deeds) -> None:
         """Tell everybody, and go on with what has come meanwhile."""
-        self._faulted = any(_faulty(write.cause) for write in batch)
+        self._is_beside = False
+        self._faulted = any(is_faulty(write.cause) for write in batch)
         for deed in after:  # first: a caller may wait for its result, where an agent waits for an acknowledgement
             deed()
         for write in batch:
@@ -417,7 +375,7 @@ class Database:
             last_word(tx)
             tx.finish()
         except Exception as error:
-            if not connection.in_transaction or _faulty(error):
+            if not connection.in_transaction or is_faulty(error):
                 raise
             # What was submitted is kept, and placed by a later round: a slip of the dispatcher must not lose it.
             log.exception("dispatch.failed")
@@ -425,94 +383,3 @@ class Database:
             tx = Tx(connection, self._probe)
         connection.execute("RELEASE last_word")
         return tx
-
-
-def named_error(error: Exception) -> Exception:
-    """Turn what SQLite says into one of our errors, where it is one."""
-    if isinstance(error, ApothicError):
-        return error
-    if _code(error) == sqlite3.SQLITE_FULL:
-        return StorageFullError(
-            f"the data directory cannot take more: {error}",
-            hint="free some space; what was acknowledged is safe, and the server goes on by itself",
-        )
-    if _faulty(error):
-        return StorageFullError(
-            f"the data directory's disk fails: {error}",
-            hint="see that the disk has space and is in order; what was acknowledged is safe, and the server goes on "
-            "by itself",
-        )
-    return error
-
-
-def _code(error: Exception | None) -> int:
-    """Return SQLite's primary code of an error, or 0."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
-
-
-def _faulty(error: Exception | None) -> bool:
-    """Tell whether a disk, not a statement, is at fault."""
-    return _code(error) in (
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_NOTADB,
-    )
-
-
-def write_again(wal: Path) -> None:
-    """Write and sync the log that a process before this one has left, as it is seen. Raises `OSError`.
-
-    After a sync that failed, Linux shows what was written, takes it for clean, and will never write it: SQLite would
-    find transactions in the log that are not on the disk, and build upon them what the next power cut takes with them
-    (https://lwn.net/Articles/752063/).
-    """
-    with contextlib.suppress(FileNotFoundError), wal.open("r+b") as file:
-        while seen := file.read(MIB):
-            file.seek(-len(seen), os.SEEK_CUR)
-            file.write(seen)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the file to the newest schema, each step in a transaction of its own."""
-    have: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    steps = migrations()
-    if have > steps[-1][0]:
-        raise ConfigError(
-            f"the data directory was written by a newer apothic (schema {have}, this one knows {steps[-1][0]})",
-            hint="upgrade apothic-runtime, or use another --data-dir",
-        )
-    for number, sql in steps:
-        if number > have:
-            connection.executescript(f"BEGIN IMMEDIATE;\n{sql}\nPRAGMA user_version = {number};\nCOMMIT;")
-
-
-def fill_lifecycle(connection: sqlite3.Connection) -> None:
-    """Write the lifecycle table into the database, so that SQL never repeats it."""
-    connection.execute("BEGIN IMMEDIATE")
-    connection.executemany(
-        "INSERT INTO statuses (status, final, leased) VALUES (?, ?, ?) "
-        "ON CONFLICT (status) DO UPDATE SET final = excluded.final, leased = excluded.leased",
-        [(status.value, status in FINAL, status in LEASED) for status in Status],
-    )
-    connection.execute("DELETE FROM arrows")
-    connection.executemany(
-        "INSERT INTO arrows (move, source, target) VALUES (?, ?, ?)",
-        [(move.value, source.value, target.value) for move, row in ARROWS.items() for source, target in row.items()],
-    )
-    connection.execute("COMMIT")
-
-
-def audit(connection: sqlite3.Connection) -> dict[str, list[str]]:
-    """Run the auditor's rules; return for each broken one the first ten ids that break it."""
-    broken = {
-        name: [str(row[0]) for row in connection.execute(sql).fetchmany(10)] for name, sql in invariants().items()
-    }
-    return {name: ids for name, ids in broken.items() if ids}
-
-
-def dumps(value: Any) -> str:
-    """Return compact JSON, as events keep it."""
-    return _encode_json(value).decode()

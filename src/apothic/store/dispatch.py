@@ -20,12 +20,12 @@ from apothic.protocol.services import SERVICE_KINDS
 from apothic.protocol.session import Assignment, Downward, Renewed, StartContainer, StopContainer, Work
 from apothic.store import services, views
 from apothic.store.attempts import Moves
-from apothic.store.db import Tx
 from apothic.store.jobs import Jobs
 from apothic.store.pace import Pace
 from apothic.store.picture import Host, Picture, Place, Refuse, Seat, Start, Step, Stop, Wanted
 from apothic.store.rollout import Rollout
 from apothic.store.turns import Turns
+from apothic.store.tx import Tx
 
 Plan = Callable[[Picture], list[Step]]
 Push = Callable[[str, Downward], None]  # (agent id, frame), called on the loop after the commit

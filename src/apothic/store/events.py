@@ -15,7 +15,7 @@ from apothic.protocol import values
 from apothic.protocol.events import END, ERROR, ITEM, LOG, RESULT, STATUS
 from apothic.protocol.messages import JobLogs, LogLine
 from apothic.protocol.session import Item, Line, Packed, Said
-from apothic.store.db import Tx, dumps
+from apothic.store.tx import Tx, dumps
 
 __all__ = ["END", "ERROR", "ITEM", "LOG", "RESULT", "STATUS"]
 

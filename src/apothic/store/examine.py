@@ -13,8 +13,9 @@ from pathlib import Path
 
 from apothic.protocol.findings import Finding, State
 from apothic.store.blobs import missing_files
-from apothic.store.db import OLDEST_SQLITE, audit
+from apothic.store.db import OLDEST_SQLITE
 from apothic.store.queries import invariants, migrations
+from apothic.store.schema import audit
 
 # Below this SQLite itself may not get through a checkpoint; the server answers 507 soon after.
 LEAST_FREE = 256 * 1024 * 1024

@@ -15,7 +15,7 @@ from apothic.protocol.messages import AgentView, Failure
 from apothic.protocol.session import ContainerNews, Hello, Outcome, Report, Reports
 from apothic.store import applogs, services, views
 from apothic.store.attempts import Moves
-from apothic.store.db import Database, Tx
+from apothic.store.db import Database
 from apothic.store.dispatch import read_picture
 from apothic.store.events import Refused
 from apothic.store.jobs import Jobs, Running
@@ -23,6 +23,7 @@ from apothic.store.pace import Pace
 from apothic.store.pending import IllegalMove
 from apothic.store.picture import Standing
 from apothic.store.rollout import Rollout
+from apothic.store.tx import Tx
 from apothic.store.verdicts import LOST
 
 Ring = Callable[[str], None]

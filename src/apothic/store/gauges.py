@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from apothic.store.db import Database, Tx
+from apothic.store.db import Database
 from apothic.store.room import Room
+from apothic.store.tx import Tx
 
 
 class Gauges(Struct, frozen=True, kw_only=True):

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from apothic.clock import Clock
 from apothic.protocol.session import Resume
 from apothic.store import events
-from apothic.store.db import Database, Tx
+from apothic.store.db import Database
 from apothic.store.intake import HOLD_S
 from apothic.store.jobs import Jobs
+from apothic.store.tx import Tx
 
 Push = Callable[[str, Resume], None]  # (agent id, frame), called on the loop after the commit
 

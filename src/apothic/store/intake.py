@@ -16,8 +16,8 @@ from apothic.protocol.services import described
 from apothic.protocol.session import Packed
 from apothic.store import views
 from apothic.store.attempts import Moves
-from apothic.store.db import Tx, dumps
 from apothic.store.room import Room
+from apothic.store.tx import Tx, dumps
 
 KEY_S = 86400.0  # how long an idempotency key is kept at the least: a job may go before
 HOLD_S = 60.0  # how long items are kept for a reader whose connection is lost, or that is still to come

@@ -18,13 +18,14 @@ from apothic.protocol.messages import CallOptions, Failure, JobLogs, JobView, Li
 from apothic.protocol.session import Packed
 from apothic.store import events, views
 from apothic.store.attempts import Moves
-from apothic.store.db import Database, Tx
+from apothic.store.db import Database
 from apothic.store.intake import Intake, NewJob
 from apothic.store.pace import Pace
 from apothic.store.readers import Readers
 from apothic.store.reasons import why
 from apothic.store.room import Room
 from apothic.store.turns import Turns
+from apothic.store.tx import Tx
 
 Ring = Callable[[str], None]
 LARGEST_PAGE = 1000

@@ -10,7 +10,7 @@ from typing import Any
 
 from apothic.protocol.lifecycle import ARROWS, Move
 from apothic.store import events
-from apothic.store.db import Tx
+from apothic.store.tx import Tx
 
 Job = dict[str, Any]  # a job's row as it will be: whatever is decided is written here at once
 

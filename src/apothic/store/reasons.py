@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from apothic.protocol.lifecycle import CLAIMABLE, Status
 from apothic.store import views
-from apothic.store.db import Tx
+from apothic.store.tx import Tx
 
 
 class Why(NamedTuple):

@@ -16,8 +16,9 @@ from math import inf
 from apothic.clock import Clock
 from apothic.protocol.events import ITEM, LOG
 from apothic.store import events
-from apothic.store.db import Database, Tx
+from apothic.store.db import Database
 from apothic.store.room import Room
+from apothic.store.tx import Tx
 
 log = logging.getLogger("apothic.store")
 

@@ -9,7 +9,7 @@ from typing import Any
 from apothic.errors import NotFoundError
 from apothic.protocol.messages import Failure
 from apothic.store import schedules, services, views
-from apothic.store.db import Tx, dumps
+from apothic.store.tx import Tx, dumps
 
 
 def no_deployment(deployment: str) -> NotFoundError:

@@ -15,9 +15,10 @@ from apothic.protocol import ticks, values
 from apothic.protocol.messages import CallOptions
 from apothic.protocol.specs import Cron, Period
 from apothic.store import views
-from apothic.store.db import Database, Tx
+from apothic.store.db import Database
 from apothic.store.intake import NewJob
 from apothic.store.jobs import Jobs
+from apothic.store.tx import Tx
 
 log = logging.getLogger("apothic.store")
 

@@ -11,7 +11,8 @@ from apothic.protocol.messages import Failure, FunctionSpec
 from apothic.protocol.services import SERVICE_KINDS, ServiceSpec
 from apothic.protocol.specs import FunctionOptions
 from apothic.store import applogs, views
-from apothic.store.db import Database, Tx
+from apothic.store.db import Database
+from apothic.store.tx import Tx
 
 SERVICES = "services"  # rung after each commit that changes what `Services.table` tells
 # Why a service's container is gone, or cannot be: its id ('' for one that no agent can start), its version, the state

@@ -22,9 +22,10 @@ import msgspec
 
 from apothic.protocol.events import DEPLOYMENT_STATUS, END, ITEM, NUMBERED, STORED
 from apothic.protocol.messages import JobView
-from apothic.store.db import Database, Tx, dumps
+from apothic.store.db import Database
 from apothic.store.jobs import Jobs, absent, found
 from apothic.store.rollout import no_deployment
+from apothic.store.tx import Tx, dumps
 
 # A connection holds at most one page: what a slow reader costs in memory.
 PAGE_BYTES = 256 * 1024
