@@ -86,6 +86,22 @@ def test_the_length_of_a_body_is_written_once_and_in_one_way() -> None:
     assert chunked[b"transfer-encoding"] == b"chunked" and b"content-length" not in chunked
 
 
+def test_fields_that_are_said_again_are_read_once_and_written_for_whom_they_go_to() -> None:
+    first = asked((b"Authorization", b"Basic x"))
+    again = heads.request(b"POST", b"/y", "1.1", [*first.fields.headers], keeps=True, before=first.fields)
+    assert again.fields is first.fields and again.fields.written("p", "/a/b", False) is first.fields.written(
+        "p", "/a/b", False
+    )
+    for mount, keyed in (("/a/b", False), ("/a/b", True), ("/a/c", True), ("/a/c", False)):
+        head = heads.for_container(again, b"/y", peer="p", mount=mount, keyed=keyed)
+        assert f"x-forwarded-prefix: {mount}\r\n".encode() in head and (b"Authorization" in head) is not keyed
+    for version, headers in (("1.0", first.fields.headers), ("1.1", [HOST])):
+        assert heads.request(b"GET", b"/", version, headers, keeps=True, before=first.fields).fields is not first.fields
+    upgrade = asked((b"Connection", b"upgrade"), (b"Upgrade", b"websocket"))
+    with pytest.raises(Refusal):
+        heads.request(b"POST", b"/", "1.1", upgrade.fields.headers, keeps=True, before=upgrade.fields)
+
+
 def test_an_answer_loses_what_was_between_us_and_the_container() -> None:
     told = heads.answer(
         200, b"Fine",

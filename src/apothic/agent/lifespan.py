@@ -1,12 +1,11 @@
-"""The user's ASGI app as uvicorn sees it: what it says when it cannot start is kept, and it knows its public host."""
+"""The user's ASGI app as uvicorn sees it: what it says when it cannot start is kept."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any
 
 from apothic.errors import ConfigError
-
-_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
 
 class Lifespan:
@@ -17,12 +16,9 @@ class Lifespan:
         self._error: BaseException | None = None
         self._said = ""
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await self._live(scope, receive, send)
-            return
-        scope["server"] = _server(scope)
-        await self._app(scope, receive, send)
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Awaitable[None]:
+        live: Any = self._live if scope["type"] == "lifespan" else self._app
+        return live(scope, receive, send)  # type: ignore[no-any-return]
 
     async def _live(self, scope: Any, receive: Any, send: Any) -> None:
         async def listen(message: Any) -> None:
@@ -40,12 +36,3 @@ class Lifespan:
     def failure(self) -> BaseException:
         """Return why the app did not start."""
         return self._error or ConfigError(self._said or "its lifespan failed to start")
-
-
-def _server(scope: Any) -> tuple[str, int | None]:
-    """Return host and port as they were asked for: the Unix socket has neither, and apps make URLs of them."""
-    host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
-    name, _, port = host.rpartition(":")
-    if name and port.isdigit():
-        return name, int(port)
-    return host or "localhost", _PORTS.get(scope.get("scheme", "http"), 80)

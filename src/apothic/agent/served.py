@@ -98,9 +98,7 @@ def _config(app: Any, setup: Setup) -> uvicorn.Config:
         root_path=setup.mount,
         log_config=None,
         access_log=False,
-        # Only the control plane connects, and tells whom it speaks for.
-        proxy_headers=True,
-        forwarded_allow_ips="*",
+        proxy_headers=False,  # `callers.introduce` reads them
         ws_max_size=_WS_LONGEST,
         timeout_keep_alive=3600,
         timeout_graceful_shutdown=setup.grace_s * _ANSWERING,  # type: ignore[arg-type]  # `wait_for` takes it

@@ -43,7 +43,9 @@ class Backend:
     @property
     def takes(self) -> bool:
         """Whether it may be given requests."""
-        return self.usable and self.draining_since is None and self._clock.monotonic() >= self._doubted_until
+        if not self.usable or self.draining_since is not None:
+            return False
+        return self._doubted_until == -inf or self._clock.monotonic() >= self._doubted_until
 
     @property
     def ours(self) -> bool:

@@ -11,7 +11,7 @@ import httptools
 
 from apothic.control.gateway import heads
 from apothic.control.gateway.exchange import Exchange
-from apothic.control.gateway.heads import Header
+from apothic.control.gateway.heads import Fields, Header
 from apothic.control.gateway.refusals import Refusal
 from apothic.control.gateway.upstream import BUFFER
 
@@ -55,10 +55,12 @@ class Door(asyncio.Protocol):
         self._url = b""
         self._headers: list[Header] = []
         self._trailers: list[Header] = []
+        self._fields: Fields | None = None  # of the last request
+        self._next: Exchange | None = None  # begins once what came with it has been read
         self._begun_at: float | None = None  # when the first byte of the request came that is being read
-        self._heard_at = gateway.clock.monotonic()
+        self.heard_at = gateway.clock.monotonic()
         self._backlog = 0
-        self._moved_at = self._heard_at  # when the client last took a byte of what waits for it
+        self._moved_at = self.heard_at  # when the client last took a byte of what waits for it
 
     # --- the transport
 
@@ -70,14 +72,14 @@ class Door(asyncio.Protocol):
         self._gateway.doors.add(self)
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = self._gateway.clock.monotonic()
+        self.heard_at = self._gateway.clock.monotonic()
         if self._tunnel is not None:
             self._tunnel.on_client_bytes(data)
             return
         if self._closing:
             return
         if self._begun_at is None:
-            self._begun_at = self._heard_at
+            self._begun_at = self.heard_at
         self._unread += len(data)
         try:
             self._parser.feed_data(data)
@@ -90,6 +92,9 @@ class Door(asyncio.Protocol):
                 self._refuse(Refusal(431, "bad_request", f"the head of a request has at most {LARGEST_HEAD:,} bytes"))
             elif self._unread - self._body > LARGEST_HEAD + OVERHEAD + OVERHEAD_A_CHUNK * self._chunks:
                 self._refuse(Refusal(400, "bad_request", "the chunks of the body have too much beside the data"))
+        following, self._next = self._next, None
+        if following is not None:
+            following.start()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gateway.doors.discard(self)
@@ -112,7 +117,7 @@ class Door(asyncio.Protocol):
     # --- the parser
 
     def on_message_begin(self) -> None:
-        self._begun_at = self._heard_at
+        self._begun_at = self.heard_at
         self._url, self._headers, self._trailers = b"", [], []
         self._body = self._chunks = 0
 
@@ -128,23 +133,24 @@ class Door(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         if self._closing:
             return
-        if sum(len(name) + len(value) + 4 for name, value in self._headers) + len(self._url) > LARGEST_HEAD:
-            self._refuse(Refusal(431, "bad_request", f"the head of a request has at most {LARGEST_HEAD:,} bytes"))
-            return
         parser = self._parser
         try:
             asked = heads.request(
                 parser.get_method(), self._url, parser.get_http_version(), self._headers,
-                keeps=parser.should_keep_alive() and not self._gateway.leaving,
+                keeps=parser.should_keep_alive() and not self._gateway.leaving, before=self._fields,
             )  # fmt: skip
-            self._gateway.check_host(asked.host)
+            if asked.fields.size + len(self._url) > LARGEST_HEAD:
+                raise Refusal(431, "bad_request", f"the head of a request has at most {LARGEST_HEAD:,} bytes")
+            if asked.fields is not self._fields:
+                self._gateway.check_host(asked.fields.host)
+                self._fields = asked.fields
         except Refusal as refusal:
             self._refuse(refusal)
             return
         exchange = self._reading = Exchange(self._gateway, self, asked)
         self._exchanges.append(exchange)
         if len(self._exchanges) == 1:
-            exchange.start()
+            self._next = exchange
         elif len(self._exchanges) > MOST_PIPELINED:
             self._closing = True
             self.transport.abort()
@@ -172,7 +178,7 @@ class Door(asyncio.Protocol):
         last = self._exchanges[-1] if self._exchanges else None
         if self._closing or last is None:
             return
-        if last.asked.upgrades:
+        if last.asked.fields.upgrades:
             if rest:
                 # It may not speak before it is answered, and what it has said would have to be kept.
                 self._refuse(Refusal(400, "bad_request", "a websocket's client waits for the answer"))
@@ -239,9 +245,9 @@ class Door(asyncio.Protocol):
         """Read again, unless requests wait for their turn."""
         if self._held and len(self._exchanges) <= 1 and not self.transport.is_closing():
             self._held = False
-            self._heard_at = self._gateway.clock.monotonic()
+            self.heard_at = self._gateway.clock.monotonic()
             if self._begun_at is not None:
-                self._begun_at = self._heard_at  # the time that it was held is not the client's
+                self._begun_at = self.heard_at  # the time that it was held is not the client's
                 self._unread = self._body = 0
             self.transport.resume_reading()
 
@@ -259,6 +265,8 @@ class Door(asyncio.Protocol):
         if exchange in self._exchanges:
             self._exchanges.remove(exchange)
         self.flush()
+        if self.transport.is_closing():
+            return
         if not keep:
             self._part()
         elif self._exchanges:
@@ -297,7 +305,7 @@ class Door(asyncio.Protocol):
         if self._tunnel is not None or self._held or self._closing:
             return
         if self._begun_at is None:
-            if not self._exchanges and now - self._heard_at > IDLE_S:
+            if not self._exchanges and now - self.heard_at > IDLE_S:
                 self._closing = True
                 self.transport.close()
             return
@@ -318,5 +326,5 @@ class Door(asyncio.Protocol):
         reads_s = now - self._begun_at
         if self._reading is None:
             return reads_s > HEAD_S
-        known = self._reading.asked.length is not None
-        return now - self._heard_at > IDLE_S or (known and self._body < SLOWEST * (reads_s - HEAD_S))
+        known = self._reading.asked.fields.length is not None
+        return now - self.heard_at > IDLE_S or (known and self._body < SLOWEST * (reads_s - HEAD_S))

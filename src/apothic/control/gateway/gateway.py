@@ -194,6 +194,11 @@ class Gateway:
         needs = service.served.options.requires_key
         return not self._open_by_default if needs is None else needs
 
+    def at_hand(self, place: Place) -> Service | None:
+        """Return the service that a request is for, if that is known without a look at the store or at a key."""
+        service = self._services.get((place.app, place.function)) if place.rest else None
+        return service if service is not None and not self.is_keyed(service) else None
+
     async def admit(self, asked: Request, place: Place) -> Service:
         """Return the service that a request is for. Raises `Refusal`."""
         key = place.app, place.function
@@ -216,7 +221,7 @@ class Gateway:
         return service
 
     async def _check_key(self, asked: Request, place: Place) -> None:
-        shown = next((value for name, value in asked.headers if name.lower() == b"authorization"), b"")
+        shown = next((value for name, value in asked.fields.headers if name.lower() == b"authorization"), b"")
         kind, _, text = shown.decode("latin-1").partition(" ")
         try:
             principal = await self._keys.check(text.strip() if kind.lower() == "bearer" else "")

@@ -7,8 +7,14 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from apothic.control.gateway.refusals import Refusal
+from apothic.protocol.services import mount
 
 _NAME = re.compile(rb"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+# Most targets: a path none of whose parts begins with a dot or has anything to decode leads out of nothing.
+_PLAIN = re.compile(
+    rb"/([A-Za-z0-9_][A-Za-z0-9_.-]*)/([A-Za-z0-9_][A-Za-z0-9_.-]*)"
+    rb"((?:/(?:[\w~!$&'()*+,;=:@-][\w~!$&'()*+,;=:@.-]*)?)*)(\?[^\x00-\x20\x7f#]*)?"
+)
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _SEPARATORS = re.compile(rb"[/\\]")
 _UNPRINTABLE = re.compile(rb"[\x00-\x20\x7f#]")
@@ -23,6 +29,11 @@ class Place(NamedTuple):
     query: bytes
 
     @property
+    def mount(self) -> str:
+        """Return the path that the service is at."""
+        return mount(self.app, self.function)
+
+    @property
     def target(self) -> bytes:
         """Return the request target for the container, with the query if there is one."""
         return self.rest + self.query
@@ -34,6 +45,8 @@ def place(target: bytes, host: bytes) -> Place:
     Paths are never rewritten, because what looks the same to us may differ for the application; those that would lead
     out of the service once they are decoded are refused (nginx and its backends have disagreed about `/a/..%2f` often).
     """
+    if (plain := _PLAIN.fullmatch(target)) is not None:
+        return Place(plain[1].decode(), plain[2].decode(), plain[3], plain[4] or b"")
     if (absolute := _ABSOLUTE.fullmatch(target)) is not None:
         if absolute[1].lower() != host.lower():
             raise Refusal(400, "bad_request", "the target names another host than the Host header")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from math import ceil
+from math import ceil, inf
 
 from apothic.clock import Clock
 from apothic.control.gateway.backend import Backend
@@ -26,6 +26,10 @@ class Service:
         self._startup_timeout_s = startup_timeout_s
         self._changed = changed
         self._waiting: deque[asyncio.Future[Backend]] = deque()
+        self._most = served.options.inputs_at_once  # that one container has at once
+        self._load = 0  # requests that containers have
+        self._enough = 0.0  # as many they have without more being wanted
+        self._wants = True  # more may have been wanted when the load was last told
 
     @property
     def name(self) -> str:
@@ -50,6 +54,8 @@ class Service:
         """Take how things stand; who waits gets what is free now."""
         self.served, self.live = served, True
         self.backends = backends
+        self._most = served.options.inputs_at_once
+        self._enough = len(backends) * self._share if len(backends) < served.options.max_containers else inf
         for backend in backends:
             backend.timeout_s = self.timeout_s
         self.feed()
@@ -61,17 +67,18 @@ class Service:
 
     async def acquire(self) -> Backend:
         """Return the container for one request; give it back with `release`. Raises `Refusal`."""
-        backend = self._pick()
-        if backend is None:
-            backend = await self._wait()
-        else:
-            backend.busy += 1
-        return backend
+        return self.take() or await self._wait()
 
-    def _pick(self) -> Backend | None:
-        most = self.served.options.inputs_at_once
-        free = [backend for backend in self.backends if backend.takes and backend.busy < most]
-        return min(free, key=lambda backend: backend.busy) if free else None
+    def take(self) -> Backend | None:
+        """Return the container for one request if one is free; give it back with `release`."""
+        found = None
+        for backend in self.backends:
+            if backend.busy < (self._most if found is None else found.busy) and backend.takes:
+                found = backend
+        if found is not None:
+            found.busy += 1
+            self._load += 1
+        return found
 
     async def _wait(self) -> Backend:
         options = self.served.options
@@ -108,17 +115,26 @@ class Service:
     def release(self, backend: Backend) -> None:
         """Take note that a request has ended."""
         backend.busy -= 1
+        self._load -= 1
         backend.used_at = self._clock.monotonic()
-        self.feed()
+        over = self._load > self._enough
+        if self._waiting:
+            self.feed()
+        elif over or self._wants:  # else nothing was wanted, and less is less so
+            self._wants = over
+            self._changed(self)
         backend.look()
 
     def feed(self) -> None:
         """Give containers to those that wait, first come, first served."""
-        while self._waiting and (backend := self._pick()) is not None:
-            future = self._waiting.popleft()
-            if not future.done():
-                backend.busy += 1
-                future.set_result(backend)
+        while self._waiting:
+            if self._waiting[0].done():
+                self._waiting.popleft()
+            elif (backend := self.take()) is not None:
+                self._waiting.popleft().set_result(backend)
+            else:
+                break
+        self._wants = True
         self._changed(self)
 
     def fail(self, refusal: Refusal) -> None:
@@ -130,11 +146,17 @@ class Service:
         self._changed(self)
 
     @property
+    def _share(self) -> int:
+        """Return how many requests one container shall have; past that, another one is wanted."""
+        options = self.served.options
+        target = options.concurrency.target_inputs if options.concurrency is not None else None
+        per_container = target or (options.tasks_per_container if options.tasks_per_container > 1 else 0)
+        return per_container or options.inputs_at_once
+
+    @property
     def wanted(self) -> int:
         """Return how many containers are wanted now, if that is more than there are; else 0."""
         options = self.served.options
         load = len(self._waiting) + sum(backend.busy for backend in self.backends)
-        target = options.concurrency.target_inputs if options.concurrency is not None else None
-        per_container = target or (options.tasks_per_container if options.tasks_per_container > 1 else 0)
-        needed = min(options.max_containers, ceil(load / (per_container or options.inputs_at_once)))
+        needed = min(options.max_containers, ceil(load / self._share))
         return needed if self.live and needed > sum(backend.takes for backend in self.backends) else 0

@@ -36,7 +36,7 @@ class Listener(Protocol):
     def on_tunnel(self, data: bytes) -> None: ...
 
     def on_flush(self) -> None:
-        """What had come at one moment is told."""
+        """What had come at one moment is told, and what came behind an answer has been seen."""
         ...
 
     def on_lost(self, why: str) -> None:
@@ -123,7 +123,10 @@ class Upstream(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         if self._answer is not None and self._answer.until_end and not self.clean:
+            listener = self._listener
             self._complete(False)
+            if listener is not None:
+                listener.on_flush()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
