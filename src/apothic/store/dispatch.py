@@ -61,13 +61,9 @@ class Dispatcher:
     def last_word(self, tx: Tx) -> None:
         """Place all that can be placed now."""
         tx.reach("dispatch.before")
-        if not tx.fleet_changed:
-            wants = tx.one("wants")
-            if wants is not None and not wants[0]:
-                return  # half of all commits of single calls: the whole picture took as long as the report itself
-        picture = read_picture(tx, self._clock.now(), self._clock.monotonic(), self._jobs.pace, self._jobs.turns)
-        steps = self._plan(picture)
-        if not steps:
+        picture = self._look(tx)
+        steps = self._plan(picture) if picture is not None else []
+        if picture is None or not steps:
             return
         moves = self._jobs.moves(tx)
         frames: dict[str, list[Downward]] = {}
@@ -94,6 +90,23 @@ class Dispatcher:
             for frame in joined(waiting):
                 self._send(tx, agent, frame, alone=len(waiting) == 1)
         tx.reach("dispatch.after")
+
+    def _look(self, tx: Tx) -> Picture | None:
+        """Read as much of the picture as it takes; `None` when there is nothing to do.
+
+        A single call finds a free container and later leaves one: the whole picture, of each container that there is,
+        took longer than all else, twice.
+        """
+        now, monotonic, pace = self._clock.now(), self._clock.monotonic(), self._jobs.pace
+        wants = tx.one("wants")
+        assert wants is not None
+        if not tx.fleet_changed and not wants["others"]:
+            if not wants["jobs"]:
+                return None
+            near = read_picture(tx, now, monotonic, pace, whole=False)
+            if near.is_easy:
+                return near
+        return read_picture(tx, now, monotonic, pace, self._jobs.turns)
 
     def _send(self, tx: Tx, agent: str, frame: Downward, *, alone: bool) -> None:
         """Send a frame once it is on disk; work that may be done twice beside the commit, which hides its time.
@@ -176,11 +189,16 @@ class Dispatcher:
             tx.then(partial(self.obituary, "", version, "starting", failure))
 
 
-def read_picture(tx: Tx, now: float, monotonic: float, pace: Pace, turns: Turns | None = None) -> Picture:
-    """Read how things stand, in the transaction's own snapshot. Without `turns` nobody has to make room for others."""
-    seats = tx.all("seats")
+def read_picture(
+    tx: Tx, now: float, monotonic: float, pace: Pace, turns: Turns | None = None, *, whole: bool = True
+) -> Picture:
+    """Read how things stand, in the transaction's own snapshot. Without `turns` nobody has to make room for others.
+
+    One that is not `whole` has nothing but versions with jobs and their containers.
+    """
+    seats = tx.all("seats", whole=whole)
     due = [(row, _due(tx, row, now, pace.ahead(row["id"]))) for row in tx.all("wanting")]
-    demands = tx.all("demands")
+    demands = tx.all("demands") if whole else []
     if turns is None:
         turns = Turns()
     else:
@@ -188,7 +206,7 @@ def read_picture(tx: Tx, now: float, monotonic: float, pace: Pace, turns: Turns 
     wanted = [_wanted(row, count, turns) for row, count in due if count]
     wanted += [_wanted(row, 0, turns, containers=row["wanted"], port=row["port"] or 0) for row in demands]
     have = {each.version for each in wanted}
-    proofs = [row for row in tx.all("proofs") if row["id"] not in have]
+    proofs = [row for row in (tx.all("proofs") if whole else []) if row["id"] not in have]
     wanted += [_wanted(row, 0, turns, proof=True, containers=1, port=row["port"] or 0) for row in proofs]
     return Picture(
         now=monotonic,
@@ -196,7 +214,7 @@ def read_picture(tx: Tx, now: float, monotonic: float, pace: Pace, turns: Turns 
         seats=tuple(_seat(row, pace, turns) for row in seats),
         hosts=tuple(
             Host(row["id"], row["cpu"], row["memory_mb"], tuple(json.loads(row["gpus"])), bool(row["connected"]))
-            for row in tx.all("hosts")
+            for row in (tx.all("hosts") if whole else [])
         ),
     )
 

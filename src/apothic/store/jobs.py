@@ -159,10 +159,7 @@ class Jobs:
         limit = max(1, min(ask.limit, LARGEST_PAGE))
 
         def read(tx: Tx) -> tuple[list[JobView], str | None]:
-            before = found(tx, ask.after)["seq"] if ask.after else None
-            rows = tx.all(
-                "list_jobs", before=before, status=ask.status, function=ask.function, app=ask.app, limit=limit + 1
-            )
+            rows = _listed(tx, ask, found(tx, ask.after)["seq"] if ask.after else events.FOREVER, limit + 1)
             page = [views.job(row) for row in rows[:limit]]
             return page, page[-1].id if len(rows) > limit else None
 
@@ -241,6 +238,19 @@ def found(tx: Tx, job_id: str) -> sqlite3.Row:
     if row is None:
         raise absent(tx, job_id)
     return row
+
+
+def _listed(tx: Tx, ask: ListJobs, before: int, limit: int) -> list[sqlite3.Row]:
+    """Read a page by whatever of it is fewest: one query that fits all looked at every job there is."""
+    asked = {"before": before, "status": ask.status, "limit": limit}
+    of = {"function": ask.function, "app": ask.app}
+    if ask.status is not None and ask.status not in FINAL:
+        return tx.all("list_unfinished", **asked, **of)
+    if ask.status is not None and ask.status != Status.SUCCEEDED:
+        return tx.all("list_ended_badly", **asked, **of)
+    if ask.function is not None or ask.app is not None:
+        return tx.all("list_jobs_of", **asked, **of)
+    return tx.all("list_jobs", **asked)
 
 
 def absent(tx: Tx, job_id: str) -> ApothicError:

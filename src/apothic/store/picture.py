@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 NEVER = float("-inf")
@@ -77,6 +78,15 @@ class Picture:
     wanted: tuple[Wanted, ...]
     seats: tuple[Seat, ...]
     hosts: tuple[Host, ...]
+
+    @property
+    def is_easy(self) -> bool:
+        """Tell whether containers that are ready have room for all that is due, each for what it is meant for."""
+        free: Counter[int] = Counter()
+        for seat in self.seats:
+            if seat.connected and seat.state == "ready":
+                free[seat.version] += max(0, seat.slots - seat.taken)
+        return all(wanted.due <= min(free[wanted.version], wanted.per_container) for wanted in self.wanted)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ CREATE TABLE deployments (
     failure      BLOB CHECK ((failure IS NOT NULL) = (status = 'failed')),
     UNIQUE (app, content_hash)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX deployments_starting ON deployments (id) WHERE status = 'starting';
 
 CREATE TABLE deployment_blobs (
     deployment_id TEXT NOT NULL REFERENCES deployments (id),
@@ -115,6 +116,7 @@ CREATE UNIQUE INDEX jobs_idempotent ON jobs (function_id, idempotency_key) WHERE
 CREATE INDEX jobs_waiting ON jobs (version, run_at, seq) WHERE status IN ('queued', 'retrying');
 CREATE INDEX jobs_due ON jobs (run_at) WHERE status IN ('queued', 'retrying') AND run_at > 0;
 CREATE INDEX jobs_expiring ON jobs (expires_at) WHERE status = 'queued' AND expires_at IS NOT NULL;
+CREATE INDEX jobs_by_function ON jobs (function_id, seq);
 -- Each index costs each job a row and each commit a page: those that have ended well are too many to be sought by
 -- status, and those that have not ended are few, and in jobs_waiting or among the leases.
 CREATE INDEX jobs_ended_badly ON jobs (status, seq) WHERE status IN ('failed', 'cancelled', 'timed_out');

@@ -1,9 +1,11 @@
 -- Each index costs each job a row and each commit a page: those that have ended well are too many to be sought by
 -- status, and those that have not ended are few, and in jobs_waiting or among the leases.
-DROP INDEX jobs_by_function;
 DROP INDEX jobs_by_status;
 DROP INDEX jobs_unfinished;
 CREATE INDEX jobs_ended_badly ON jobs (status, seq) WHERE status IN ('failed', 'cancelled', 'timed_out');
+
+-- Each dispatch asks whether one starts, and deployments are never deleted.
+CREATE INDEX deployments_starting ON deployments (id) WHERE status = 'starting';
 
 -- For the trigger that looks each move up by its two ends.
 CREATE INDEX arrows_by_ends ON arrows (source, target);

@@ -80,7 +80,8 @@ UPDATE leases SET expires_at = :expires_at
 -- tokens_of_agent: the leases an agent holds
 SELECT leases.token FROM leases JOIN containers ON containers.id = leases.container_id WHERE agent_id = :agent_id;
 
--- seats: every container, how many of its slots are taken, and whether its deployment still counts
+-- seats: every container, how many of its slots are taken, and whether its deployment still counts; or those alone of
+-- versions with jobs that wait
 SELECT containers.id, containers.agent_id, containers.version, containers.state, containers.idle_since,
        versions.cpu, versions.memory_mb, versions.slots, versions.keep_warm_s,
        deployments.app, deployments.status, agents.connected, services.version IS NOT NULL AS serves, services.port,
@@ -89,11 +90,13 @@ SELECT containers.id, containers.agent_id, containers.version, containers.state,
   LEFT JOIN services ON services.version = versions.id
   JOIN deployments ON deployments.id = versions.deployment_id
   JOIN agents ON agents.id = containers.agent_id
+ WHERE :whole OR containers.version IN (SELECT id FROM versions WHERE waiting > 0)
  ORDER BY containers.id;
 
--- wants: does anything wait for a container, or for room in one?
-SELECT EXISTS (SELECT 1 FROM versions WHERE waiting > 0) OR EXISTS (SELECT 1 FROM services WHERE wanted > 0)
-       OR EXISTS (SELECT 1 FROM deployments WHERE status = 'starting');
+-- wants: do jobs wait for room in a container, and does anything wait for a container of its own?
+SELECT EXISTS (SELECT 1 FROM versions WHERE waiting > 0) AS jobs,
+       EXISTS (SELECT 1 FROM services WHERE wanted > 0) OR EXISTS (SELECT 1 FROM deployments WHERE status = 'starting')
+       AS others;
 
 -- hosts: the agents; one that is away for a moment still counts for what can ever be run
 SELECT id, cpu, memory_mb, gpus, connected FROM agents ORDER BY id;
@@ -116,7 +119,7 @@ SELECT jobs.id, jobs.version FROM json_each(:ids) AS wanted JOIN jobs ON jobs.id
 
 -- proofs: what must show that a deployment starts: each of its services, or its first function when it has none
 SELECT versions.*, deployments.app, services.port
-  FROM deployments JOIN versions ON versions.deployment_id = deployments.id
+  FROM deployments CROSS JOIN versions ON versions.deployment_id = deployments.id
   LEFT JOIN services ON services.version = versions.id
  WHERE deployments.status = 'starting'
    AND (services.proved = 0

@@ -99,10 +99,34 @@ SELECT jobs.id FROM json_each(:ids) AS wanted JOIN jobs ON jobs.id = wanted.valu
 -- list_jobs: a page, newest first
 SELECT jobs.*, functions.app, functions.name AS function, versions.deployment_id, versions.spec
   FROM jobs JOIN versions ON versions.id = jobs.version JOIN functions ON functions.id = versions.function_id
- WHERE (:before IS NULL OR jobs.seq < :before)
-   AND (:status IS NULL OR jobs.status = :status)
-   AND (:function IS NULL OR functions.name = :function)
-   AND (:app IS NULL OR functions.app = :app)
+ WHERE jobs.seq < :before AND (:status IS NULL OR jobs.status = :status)
+ ORDER BY jobs.seq DESC LIMIT :limit;
+
+-- list_jobs_of: the same of some functions: as many of each, and of these the newest
+SELECT jobs.*, functions.app, functions.name AS function, versions.deployment_id, versions.spec
+  FROM functions CROSS JOIN jobs
+    ON jobs.seq IN (SELECT own.seq FROM jobs AS own
+                     WHERE own.function_id = functions.id AND own.seq < :before
+                       AND (:status IS NULL OR own.status = :status) ORDER BY own.seq DESC LIMIT :limit)
+  JOIN versions ON versions.id = jobs.version
+ WHERE (:function IS NULL OR functions.name = :function) AND (:app IS NULL OR functions.app = :app)
+ ORDER BY jobs.seq DESC LIMIT :limit;
+
+-- list_ended_badly: the same of a status that few jobs end in
+SELECT jobs.*, functions.app, functions.name AS function, versions.deployment_id, versions.spec
+  FROM jobs INDEXED BY jobs_ended_badly
+  JOIN versions ON versions.id = jobs.version JOIN functions ON functions.id = versions.function_id
+ WHERE jobs.status IN ('failed', 'cancelled', 'timed_out') AND jobs.status = :status AND jobs.seq < :before
+   AND (:function IS NULL OR functions.name = :function) AND (:app IS NULL OR functions.app = :app)
+ ORDER BY jobs.seq DESC LIMIT :limit;
+
+-- list_unfinished: the same of a status that few jobs are in
+SELECT jobs.*, functions.app, functions.name AS function, versions.deployment_id, versions.spec
+  FROM (SELECT seq FROM jobs WHERE status IN ('queued', 'retrying') UNION ALL SELECT job FROM leases) AS unfinished
+  CROSS JOIN jobs ON jobs.seq = unfinished.seq
+  JOIN versions ON versions.id = jobs.version JOIN functions ON functions.id = versions.function_id
+ WHERE jobs.status = :status AND jobs.seq < :before
+   AND (:function IS NULL OR functions.name = :function) AND (:app IS NULL OR functions.app = :app)
  ORDER BY jobs.seq DESC LIMIT :limit;
 
 -- job_ahead: how many of the same version wait before this job
@@ -110,7 +134,7 @@ SELECT count(*) FROM jobs
  WHERE version = :version AND status IN ('queued', 'retrying') AND seq < :seq AND run_at <= :now;
 
 -- unfinished_jobs: is anything still to be done? (for the embedded server's idle stop)
-SELECT count(*) FROM (SELECT 1 FROM jobs WHERE ended_at IS NULL LIMIT 1);
+SELECT EXISTS (SELECT 1 FROM versions WHERE waiting > 0) OR EXISTS (SELECT 1 FROM leases);
 
 -- version_limit: how many of the containers that a version may have it has; one that ends counts while it has jobs
 SELECT max_containers,
