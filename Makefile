@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
-PEERS  ?= ray
+PEERS  ?= ray,celery,taskiq,dbos,pgqueuer
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
 .PHONY: help install chromium cpython-tests demo demo-stream check fix test bench soak clean

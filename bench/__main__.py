@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import sqlite3
 from importlib.metadata import version
+from pathlib import Path
 
 import apothic
 from bench import calls, ours, peers, services, streams
@@ -19,35 +21,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often each workload runs")
     parser.add_argument("--only", choices=SECTIONS, help="one part of it")
-    parser.add_argument("--peers", default="ray", help=f"whom to measure beside us, of {', '.join(peers.KNOWN)}; or ''")
+    known = ",".join(peers.PACKAGES)
+    parser.add_argument("--peers", default=known, help=f"whom to measure beside us, of {known}; or ''")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write all figures of all rounds")
     given = parser.parse_args()
     chosen = SECTIONS if given.only is None else (given.only,)
     try:
-        names = peers.chosen(given.peers) if chosen != ("calls",) else []
+        names = peers.chosen(given.peers)
     except ValueError as error:
         parser.error(str(error))
-    beside = peers.prepare(names)
-    versions = "".join(f"{name} {peers.version(name)}, " for name in beside)
+    beside = peers.prepare([name for name in names if any(peers.scripts(each, [name]) for each in chosen)])
+    versions = "".join(f"{each}, " for each in peers.versions(beside))
     print(
         f"apothic {apothic.__version__}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
         f"uvicorn {version('uvicorn')}, {versions}{platform.machine()}; {given.rounds} rounds. "
-        "Ours is durable (synced before it is said); nothing beside it is, but where it says synced."
+        "Ours is durable: synced before it is said. "
+        "Redis syncs its append-only file at each write, PostgreSQL has fsync on."
     )
     found = Found()
     with ours.server() as data_dir:  # one for all: a process's clients stay with the server that they have found
         if "calls" in chosen:
-            calls.measure(found, given.rounds, data_dir)
+            calls.measure(found, given.rounds, beside)
         if "streams" in chosen:
             streams.measure(found, given.rounds, beside, data_dir)
         if "services" in chosen:
             services.measure(found, given.rounds, beside)
     if "calls" in chosen:
         calls.measure_start(found, given.rounds)
-        calls.report(found)
+        calls.report(found, names)
     if "streams" in chosen:
         streams.report(found, names)
     if "services" in chosen:
         services.report(found, names)
+    if given.json:
+        given.json.write_text(json.dumps({"versions": versions, "figures": found.all()}, indent=1))
 
 
 if __name__ == "__main__":

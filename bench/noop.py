@@ -11,3 +11,9 @@ app = apothic.App("bench")
 def noop(x: int) -> int:
     """Return what came."""
     return x
+
+
+@app.function(max_containers=1, keep_warm_s=0)
+def fresh(x: int) -> int:
+    """Return what came, from a container that ends as soon as nothing is asked."""
+    return x

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -81,22 +82,77 @@ def spawn_rate_of_threads(jobs: int, threads: int) -> float:
     return rate
 
 
-def first_result() -> float:
-    """Return the seconds from a clean data directory to the first result, the start of the server included."""
+def spawn_map_rate(jobs: int) -> float:
+    """Return jobs per second of one `spawn_map`, all on disk when it returns."""
+    from bench.noop import noop
+
+    began = time.perf_counter()
+    spawned = noop.spawn_map(range(jobs))
+    rate = jobs / (time.perf_counter() - began)
+    for job in spawned[-100:]:
+        job.wait()
+    return rate
+
+
+def megabytes_s() -> float:
+    """Return how many megabytes a second go there and come back, each counted once, as peers' scripts do."""
+    from bench.noop import noop
+    from bench.peers import stopwatch
+
+    return stopwatch.megabytes_s(noop.remote)
+
+
+def new_container_ms(times: int) -> float:
+    """Return the milliseconds to the first result of a function without a container: the median of some."""
+    from bench.noop import fresh
+
+    taken = []
+    for number in range(times):
+        others = containers()
+        began = time.perf_counter()
+        assert fresh.remote(number) == number
+        taken.append(1000 * (time.perf_counter() - began))
+        while containers() > others:
+            time.sleep(0.02)
+    return statistics.median(taken)
+
+
+def containers() -> int:
+    """Return how many containers there are."""
+    from apothic.protocol import messages as m
+    from apothic.protocol import routes
+    from bench.noop import app
+
+    return sum(agent.containers for agent in app.client.ask_blocking(routes.LIST_AGENTS, m.ListAgents()).agents)
+
+
+def help_ms() -> float:
+    """Return the milliseconds of `apothic --help`, the whole process."""
+    script = Path(sys.executable).parent / "apothic"
+    return 1000 * statistics.median(
+        timed(lambda: subprocess.run([script, "--help"], check=True, stdout=subprocess.DEVNULL), 10)
+    )
+
+
+def from_nothing() -> tuple[float, float]:
+    """Return the seconds from a clean data directory to the first result, and the memory of what then runs.
+
+    The start of the server is part of it; what then runs is the server, an agent and one warm container.
+    """
     data_dir = Path(tempfile.mkdtemp(prefix="apothic-bench-"))
     environment = {**os.environ, "APOTHIC_DATA_DIR": str(data_dir)}
     try:
         began = time.perf_counter()
         code = "from bench.noop import noop; assert noop.remote(1) == 1"
         subprocess.run([sys.executable, "-c", code], check=True, env=environment, stderr=subprocess.DEVNULL)
-        return time.perf_counter() - began
+        return time.perf_counter() - began, idle_memory_mib(data_dir)
     finally:
         apothic("down", env=environment)
         shutil.rmtree(data_dir, ignore_errors=True)
 
 
 def idle_memory_mib(data_dir: Path) -> float:
-    """Return the PSS of server, agent and one warm container, in MiB."""
+    """Return the PSS of a server, its agent and its containers, in MiB."""
     about = json.loads((data_dir / "server.json").read_text())
     marked = [psutil.Process(about["pid"])]
     for process in psutil.process_iter(["cmdline"]):

@@ -35,11 +35,10 @@ def measure(found: Found, rounds: int, beside: list[str]) -> None:
                     found.note(f"{name} {key}", value)
                 found.note(f"{name} piece_ms", delay_ms(*address, f"{mount}/ticks"))
             found.note("cold", cold_ms(*ours))
-            for name in beside:
+            for script in peers.scripts("services", beside):
                 words = ("--python", sys.executable, "--root", str(ROOT), "--connections", str(CONNECTIONS))
-                told = peers.measured(name, *words, "--count", str(PEERS_REQUESTS), part="services")
-                for key, value in told.items():
-                    found.note(f"{name} serve {key}", value)
+                for key, value in script.measured(*words, "--count", str(PEERS_REQUESTS)).items():
+                    found.note(f"{script.name} serve {key}", value)
 
 
 def load(host: str, port: int, path: str, count: int) -> dict[str, float]:
@@ -90,8 +89,8 @@ def report(found: Found, wanted: list[str]) -> None:
     """Print the table, and who is missing from it."""
     bare, serve = "bare uvicorn, the same application", "Ray Serve, a no-op"
     lines = [
-        Line("requests", "a second", "gateway rate", bare, "bare web rate"),
-        Line("requests", "a second", "gateway rate", serve, "ray serve rate"),
+        Line("requests", "a second", "gateway rate", bare, "bare web rate", "≥ 0.5 ×"),
+        Line("requests", "a second", "gateway rate", serve, "ray serve rate", "≥ 15 ×"),
         Line("a request, p50", "ms", "gateway p50_ms", bare, "bare web p50_ms"),
         Line("a request, p99", "ms", "gateway p99_ms", bare, "bare web p99_ms"),
         Line("a request, p99", "ms", "gateway p99_ms", serve, "ray serve p99_ms"),
@@ -99,6 +98,6 @@ def report(found: Found, wanted: list[str]) -> None:
         Line("the first request to a service without a container", "ms", "cold", bare, "bare web p50_ms"),
     ]
     show(f"Services, a no-op at {CONNECTIONS} connections", lines, found)
-    for name in wanted:
-        if f"{name} serve rate" not in found:
-            print(f"\n{name.upper()} WAS LEFT OUT: see above.")
+    for script in peers.scripts("services", wanted):
+        if f"{script.name} serve rate" not in found:
+            print(f"\n{script.name.upper()} WAS LEFT OUT: see above.")

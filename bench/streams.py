@@ -24,10 +24,9 @@ def measure(found: Found, rounds: int, beside: list[str], data_dir: Path) -> Non
             print(f"streams, round {number + 1}", file=sys.stderr)
             _ours(found, data_dir)
             _floor(found, address)
-            for name in beside:
-                words = ("--items", str(ITEMS), "--times", str(TIMES))
-                for figure, value in peers.measured(name, *words, part="streams").items():
-                    found.note(f"{name} {figure}", value)
+            for script in peers.scripts("streams", beside):
+                for figure, value in script.measured("--items", str(ITEMS), "--times", str(TIMES)).items():
+                    found.note(f"{script.name} {figure}", value)
 
 
 def _ours(found: Found, data_dir: Path) -> None:
@@ -63,13 +62,27 @@ def report(found: Found, wanted: list[str]) -> None:
     lines = [
         Line("items to one reader", "items/s", "one reader", one, "bare by 1"),
         Line("items to one reader", "items/s", "one reader", batched, f"bare by {readers.BATCH}"),
-        Line("items to one reader", "items/s", "one reader", ray, "ray items_s"),
+        Line("items to one reader", "items/s", "one reader", ray, "ray items_s", "≥ 15 ×"),
         Line("items to ten readers, in all", "items/s", "ten readers", batched, "bare ten readers"),
         Line("time to the first item", "ms", "first", "bare SSE", "bare first"),
-        Line("time to the first item", "ms", "first", ray, "ray first_ms"),
+        Line("time to the first item", "ms", "first", ray, "ray first_ms", "≤ 0.3 ×"),
         Line("items appended, nobody reading", "items/s", "items unread", f"{ray}, the same", "ray unread_s"),
-        Line("items appended, nobody reading", "items/s", "items unread", "synced lines of a pipe", "synced lines"),
-        Line("lines appended, nobody reading", "events/s", "lines unread", "synced lines of a pipe", "synced lines"),
+        Line(
+            "items appended, nobody reading",
+            "items/s",
+            "items unread",
+            "synced lines of a pipe",
+            "synced lines",
+            durable="yes",
+        ),
+        Line(
+            "lines appended, nobody reading",
+            "events/s",
+            "lines unread",
+            "synced lines of a pipe",
+            "synced lines",
+            durable="yes",
+        ),
         Line(
             "a paced generator with 100 readers, one of a byte a second", "s", "paced crowded", "alone", "paced alone"
         ),
@@ -77,6 +90,6 @@ def report(found: Found, wanted: list[str]) -> None:
     ]
     show(f"Streams of {ITEMS:,} small items", lines, found)
     print(f"\nWith ten readers, the generator ran at {spread(found['made for ten'], 'items/s')}.")
-    for name in wanted:
-        if f"{name} items_s" not in found:
-            print(f"\n{name.upper()} WAS LEFT OUT: see above.")
+    for script in peers.scripts("streams", wanted):
+        if f"{script.name} items_s" not in found:
+            print(f"\n{script.name.upper()} WAS LEFT OUT: see above.")

@@ -19,6 +19,10 @@ class Found:
         self._figures.setdefault(name, []).append(value)
         print(f"  {name}: {figure(value)}", file=sys.stderr)
 
+    def all(self) -> dict[str, list[float]]:
+        """Return all figures, by name, in the order of the rounds."""
+        return dict(self._figures)
+
     def __contains__(self, name: str) -> bool:
         return name in self._figures
 
@@ -28,27 +32,52 @@ class Found:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: ours beside something else, each by the name it was noted under."""
+    """A line of the table: ours beside something else, each by the name it was noted under.
+
+    A target is as `≤ 0.5 ×`, which is one of the ratio, or as `≥ 5,000 jobs/s`, one of our own figure.
+    """
 
     title: str
     unit: str
     ours: str
-    beside_title: str
-    beside: str
+    beside_title: str = "–"
+    beside: str = ""
+    target: str = ""
+    durable: str = "no"
 
     def text(self, found: Found) -> str:
         """Return the line of a Markdown table."""
-        ratio = statistics.median(found[self.ours]) / statistics.median(found[self.beside])
-        mine, other = (spread(found[name], self.unit) for name in (self.ours, self.beside))
-        return f"| {self.title} | {mine} | {self.beside_title} | {other} | {ratio:.2f} |"
+        median, other, ratio, durable = statistics.median(found[self.ours]), "–", None, "–"
+        if self.beside:
+            ratio = median / statistics.median(found[self.beside])
+            other, durable = spread(found[self.beside], self.unit), self.durable
+        told = "–" if ratio is None else f"{ratio:.2f}"
+        mine = spread(found[self.ours], self.unit)
+        parts = self.title, mine, self.beside_title, other, durable, told, self._judged(median, ratio)
+        return f"| {' | '.join(parts)} |"
+
+    def _judged(self, median: float, ratio: float | None) -> str:
+        if not self.target:
+            return ""
+        sign, number, unit = self.target.split(" ", 2)
+        value, bound = ratio if unit == "×" and ratio is not None else median, float(number.replace(",", ""))
+        met = value <= bound if sign == "≤" else value >= bound
+        return f"{self.target}: {'met' if met else '**not met**'}"
+
+    def measured(self, found: Found) -> bool:
+        """Return whether there are figures of all that it names."""
+        return self.ours in found and (not self.beside or self.beside in found)
 
 
 def show(title: str, lines: Iterable[Line], found: Found) -> None:
-    """Print a table of the lines whose both sides were measured."""
-    print(f"\n## {title}\n\n| Workload | Ours | Beside it | in the same run | Ratio |\n|---|---|---|---|---|")
+    """Print a table of the lines whose sides were measured, and then the targets that could not be judged."""
+    print(f"\n## {title}\n\n| Workload | Ours | Beside it | in the same run | durable | Ratio | Target |")
+    print("|---|---|---|---|---|---|---|")
     for line in lines:
-        if line.ours in found and line.beside in found:
+        if line.measured(found):
             print(line.text(found))
+        elif line.target:
+            print(f"| {line.title} | – | {line.beside_title} | not measured | | | {line.target}: **not measured** |")
 
 
 def spread(values: list[float], unit: str) -> str:

@@ -3,70 +3,95 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-import sys
-import venv
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
-# What pip installs, and the scripts that measure it.
-KNOWN = {"ray": ("ray[serve]", {"streams": "ray_stream.py", "services": "ray_serve.py"})}
+from bench import homes, servers
+
+PACKAGES = {  # what pip installs
+    "ray": "ray[serve]",
+    "celery": "celery[redis]",
+    "taskiq": "taskiq-redis",
+    "dbos": "dbos",
+    "pgqueuer": "pgqueuer[asyncpg]",
+}
 _HERE = Path(__file__).resolve().parent
-_HOMES = _HERE.parent.parent / ".bench"
+
+
+@dataclass(frozen=True)
+class Script:
+    """What measures a peer in one section of the bench, and the server that it needs for it."""
+
+    name: str  # what its figures are noted under
+    peer: str
+    section: str
+    file: str
+    server: str = ""
+
+    def measured(self, *words: str) -> dict[str, float]:
+        """Return the figures it prints. When it fails there are none, which is said loudly."""
+        command = [str(homes.python(self.peer)), str(_HERE / self.file), *words]
+        try:
+            with servers.KNOWN[self.server]() if self.server else nullcontext("") as place:
+                environment = {**os.environ, "BENCH_PLACE": place}
+                done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600, env=environment)
+            # Their own processes print beside them.
+            return dict(json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))))
+        except (OSError, subprocess.SubprocessError, ValueError, StopIteration, homes.LeftOutError) as error:
+            homes.left_out(self.name, f"{error}\n{str(getattr(error, 'stderr', None) or '')[-2000:]}")
+            return {}
+
+
+SCRIPTS = [
+    Script("ray", "ray", "calls", "ray_calls.py"),
+    Script("celery", "celery", "calls", "celery_calls.py", "redis"),
+    Script("taskiq", "taskiq", "calls", "taskiq_calls.py", "redis"),
+    Script("dbos sqlite", "dbos", "calls", "dbos_calls.py"),
+    Script("dbos postgres", "dbos", "calls", "dbos_calls.py", "postgres"),
+    Script("pgqueuer", "pgqueuer", "calls", "pgqueuer_calls.py", "postgres"),
+    Script("ray", "ray", "streams", "ray_stream.py"),
+    Script("ray", "ray", "services", "ray_serve.py"),
+]
 
 
 def chosen(names: str) -> list[str]:
-    """Return the names in a text like `ray`. Raises `ValueError` for one that is not known."""
+    """Return the names in a text like `ray,celery`. Raises `ValueError` for one that is not known."""
     found = names.replace(",", " ").split()
     for name in found:
-        if name not in KNOWN:
-            raise ValueError(f"there is no peer {name!r}; there are {', '.join(KNOWN)}")
+        if name not in PACKAGES:
+            raise ValueError(f"there is no peer {name!r}; there are {', '.join(PACKAGES)}")
     return found
+
+
+def scripts(section: str, names: list[str]) -> list[Script]:
+    """Return what measures these peers in a section."""
+    return [each for each in SCRIPTS if each.section == section and each.peer in names]
 
 
 def prepare(names: list[str]) -> list[str]:
     """Install what is not there yet; return what can be measured. What cannot is said loudly."""
-    return [name for name in names if _installed(name)]
+    return [name for name in names if _ready(name)]
 
 
-def version(name: str) -> str:
-    """Return the version that is installed."""
-    code = f"from importlib.metadata import version; print(version({name!r}))"
-    return subprocess.run([_python(name), "-c", code], check=True, capture_output=True, text=True).stdout.strip()
-
-
-def _python(name: str) -> Path:
-    return _HOMES / name / "bin" / "python"
-
-
-def _installed(name: str) -> bool:
-    what = KNOWN[name][0]
-    stamp = _HOMES / name / f"installed-{what}"
-    if stamp.exists():
-        return True
-    print(f"installing {name} into {stamp.parent}, once", file=sys.stderr)
-    install = [str(_python(name)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", what]
+def _ready(name: str) -> bool:
     try:
-        venv.create(stamp.parent, with_pip=True, clear=True)
-        subprocess.run(install, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        left_out(name, f"it cannot be installed: {error}")
+        homes.installed(name, PACKAGES[name])
+    except homes.LeftOutError as error:
+        homes.left_out(name, error)
         return False
-    stamp.touch()
     return True
 
 
-def left_out(name: str, why: str) -> None:
-    """Say loudly that a peer is missing from what follows."""
-    print(f"\n!!! {name.upper()} WAS LEFT OUT: {why}\n", file=sys.stderr)
-
-
-def measured(name: str, *words: str, part: str) -> dict[str, float]:
-    """Run a peer's script; return the figures it printed. When it fails there are none, which is said loudly."""
-    command = [str(_python(name)), str(_HERE / KNOWN[name][1][part]), *words]
-    try:
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
-        # Ray's own processes print beside it.
-        return dict(json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))))
-    except (OSError, subprocess.SubprocessError, ValueError, StopIteration) as error:
-        left_out(name, f"{error}\n{(getattr(error, 'stderr', None) or '')[-2000:]}")
-        return {}
+def versions(names: list[str]) -> list[str]:
+    """Return the versions of peers, and of the servers that they run on."""
+    needed = sorted({each.server for each in SCRIPTS if each.peer in names and each.server})
+    found = [f"{name} {homes.version(name)}" for name in names]
+    for server in needed:
+        try:
+            found.append(f"{server} {servers.version(server)}")
+        except homes.LeftOutError as error:
+            homes.left_out(server, error)
+    return found
