@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import lru_cache
 from typing import Any, get_origin, get_type_hints
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
@@ -65,10 +66,13 @@ class Http:
         self._plane = plane
         self._keys = keys
         self._sessions = sessions
-        self._hosts = {host.lower() for host in hosts}
+        self._hosts = frozenset(host.lower() for host in hosts)
         self.gauges = gauges
         self._probe = probe
         self._matches = [_Match(route) for route in ROUTES]
+        self._likely: dict[tuple[str, int], list[_Match]] = {}  # by method and how many parts the path has
+        for match in self._matches:
+            self._likely.setdefault((match.route.method, match.route.path.count("/")), []).append(match)
         self.requests = 0
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -106,7 +110,8 @@ class Http:
             return
         match, in_path = self._find(scope["method"], scope["raw_path"].decode("latin-1").partition("?")[0])
         route = match.route
-        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        text = scope["query_string"].decode("latin-1")
+        query = parse_qs(text, keep_blank_values=True) if text else {}
         asker = Asker(await self._principal(route, headers, query), MSGPACK in headers.get("accept", ""))
         fields = _fields(match, in_path, query)
         if route.streamed and wants_stream(headers, query):
@@ -126,14 +131,11 @@ class Http:
         await respond(send, status_of(reply), body, MSGPACK if asker.binary else JSON)
 
     def _find(self, method: str, path: str) -> tuple[_Match, dict[str, str]]:
-        allowed = []
-        for match in self._matches:
+        for match in self._likely.get((method, path.count("/")), ()):
             found = match.pattern.fullmatch(path)
-            if found is None:
-                continue
-            if match.route.method == method:
+            if found is not None:
                 return match, {name: unquote(text) for name, text in found.groupdict().items()}
-            allowed.append(match.route.method)
+        allowed = [match.route.method for match in self._matches if match.pattern.fullmatch(path)]
         if allowed:
             raise Refused(405, InvalidRequestError(f"{path} takes {', '.join(allowed)}, not {method}"))
         raise NotFoundError(f"there is no route {path}", hint="GET /openapi.json describes them all")
@@ -296,7 +298,8 @@ def _split(url: str) -> SplitResult | None:
         return None
 
 
-def allowed_host(host: str, known: set[str]) -> bool:
+@lru_cache(256)  # of a name there are few, and an address takes 10 µs to read
+def allowed_host(host: str, known: frozenset[str]) -> bool:
     """Tell whether a Host header is ours: an IP address, or a name we know. A rebound name is neither."""
     parts = _split(f"//{host}")
     name = parts.hostname if parts is not None else None
