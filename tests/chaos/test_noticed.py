@@ -72,7 +72,8 @@ def agent_of(server: Server) -> psutil.Process:
 
 
 def container_of(server: Server) -> psutil.Process:
-    (container,) = agent_of(server).children()
+    zygote, container = sorted(agent_of(server).children(), key=psutil.Process.create_time)
+    assert zygote.cmdline()[3] == "apothic.agent.zygote"
     return container
 
 

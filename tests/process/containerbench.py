@@ -155,21 +155,29 @@ class Bench:
         await self.until(lambda: any(item.state == "gone" for item in self.news.get(container, [])))
         return self.news[container][-1]
 
-    def give(
+    def give(self, container: str, *args: Any, **more: Any) -> str:
+        assignment = self.assignment(container, *args, **more)
+        self.containers.assign(assignment)
+        return assignment.token
+
+    def give_all(self, container: str, *each: Any) -> list[str]:
+        """Give several jobs of one argument in one frame."""
+        assignments = [self.assignment(container, arg) for arg in each]
+        self.containers.assign(*assignments)
+        return [assignment.token for assignment in assignments]
+
+    def assignment(
         self, container: str, *args: Any, timeout_s: float = 60.0, accept: Any = ("json", "pickle"), job: str = "",
         attempt: int = 1, packed: Any = None, **kwargs: Any,
-    ) -> str:  # fmt: skip
+    ) -> Assignment:  # fmt: skip
         number = next(self._numbers)
         token = f"token-{number}"
         if packed is None:
             packed = values.pack_arguments(args, kwargs, payload_limit=64 * MIB).packed
-        self.containers.assign(
-            Assignment(
-                container=container, job=job or f"job_{number}", attempt=attempt, token=token, input=packed,
-                timeout_s=timeout_s, accept=list(accept), job_token="secret-of-the-job",
-            )
+        return Assignment(
+            container=container, job=job or f"job_{number}", attempt=attempt, token=token, input=packed,
+            timeout_s=timeout_s, accept=list(accept), job_token="secret-of-the-job",
         )  # fmt: skip
-        return token
 
     def cancel(self, token: str) -> None:
         for lease in self.containers.leases():

@@ -57,7 +57,7 @@ def test_an_item_does_not_wait_for_the_next(ends: Ends) -> None:
 
 def test_a_slow_item_goes_at_once(ends: Ends) -> None:
     clock = ManualClock()
-    ends.channel._clock = clock
+    ends.channel.clock = clock
     flow = ends.flow()
     flow.ship(item(0))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import shutil
@@ -12,13 +13,11 @@ import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import uvloop
-
 from apothic import __version__
 from apothic.agent import isolate
 from apothic.agent.bundles import MAKING
+from apothic.agent.launcher import Launcher
 from apothic.agent.route import LocalRoute, RemoteRoute, Route
-from apothic.agent.session import Agent
 from apothic.agent.tree import end_marked
 from apothic.clock import Clock, SystemClock
 from apothic.config import Settings
@@ -74,14 +73,19 @@ def _clear(home: Path) -> None:
 
 def _serve(route: Route, home: Path, clock: Clock, gpus: tuple[str, ...]) -> str | None:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.closing(Launcher(str(home))) as launcher:
+        # The web client takes longer to import than all else together: meanwhile the zygote does its own imports.
+        import uvloop
 
-    async def serve() -> str | None:
-        agent = Agent(route, home, clock, version=__version__, gpus=gpus)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, agent.leave, signal.Signals(number).name)
-        await agent.run()
-        return agent.refused
+        from apothic.agent.session import Agent
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve())
+        async def serve() -> str | None:
+            agent = Agent(route, home, clock, version=__version__, gpus=gpus, launcher=launcher)
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, agent.leave, signal.Signals(number).name)
+            await agent.run()
+            return agent.refused
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(serve())

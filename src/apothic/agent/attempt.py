@@ -37,6 +37,7 @@ class Attempt:
         self.story = passage.story
         self.items = 0  # that it has yielded
         self.arrived_at = clock.monotonic()
+        self.turn = 0  # of one that its container was sent ahead
         self.batch = 0  # what it runs in; a number of its own where there are no batches
         self.input_path: Path | None = None
         self.stop: Stop | None = None
@@ -48,10 +49,9 @@ class Attempt:
         passage.on_told = lambda: told(self)
         passage.on_spoilt = lambda: spoilt(self)
         self._clock = clock
-        self._tail = Tail()
+        self._tail: Tail | None = None
         self._began_at = 0.0
-        self._printed: dict[Stream, Assembler] = {"stdout": Assembler("stdout"), "stderr": Assembler("stderr")}
-        self._piped: dict[Stream, Assembler] = {"stdout": Assembler("stdout"), "stderr": Assembler("stderr")}
+        self._logs: dict[tuple[str, Stream], Assembler] = {}  # of what came by each way; most jobs print nothing
 
     def frame(self, base_url: str) -> Run:
         """Return what its container is told."""
@@ -59,7 +59,7 @@ class Attempt:
         return Run(
             job=given.job, attempt=given.attempt, input=given.input, accept=given.accept, job_token=given.job_token,
             input_path=str(self.input_path) if self.input_path is not None else None, base_url=base_url,
-            once=given.once,
+            once=given.once, turn=self.turn,
         )  # fmt: skip
 
     @property
@@ -84,14 +84,22 @@ class Attempt:
 
     def printed(self, stream: Stream, data: bytes) -> None:
         """Take what Python code printed."""
-        self._tell(self._printed[stream].feed(data, self._clock.now()))
+        self._take_in("printed", stream, data)
 
     def piped(self, stream: Stream, data: bytes) -> None:
         """Take what came through a file descriptor."""
-        self._tell(self._piped[stream].feed(data, self._clock.now()))
+        self._take_in("piped", stream, data)
+
+    def _take_in(self, way: str, stream: Stream, data: bytes) -> None:
+        log = self._logs.get((way, stream))
+        if log is None:
+            log = self._logs[way, stream] = Assembler(stream)
+        self._tell(log.feed(data, self._clock.now()))
 
     def _tell(self, lines: list[Line]) -> None:
         if lines:
+            if self._tail is None:
+                self._tail = Tail()
             self._tail.add(lines)
             self._passage.say(lines)
 
@@ -106,9 +114,8 @@ class Attempt:
 
     def close_log(self) -> None:
         """Tell the unfinished lines: nothing more will be printed."""
-        now = self._clock.now()
-        for assembler in (*self._printed.values(), *self._piped.values()):
-            self._tell(assembler.finish(now))
+        for log in self._logs.values():
+            self._tell(log.finish(self._clock.now()))
 
     def end(self, outcome: Outcome, file: Path | None = None) -> None:
         """Tell how it ended, once, after all that it said; `file` has the bytes of a large value."""
@@ -139,7 +146,10 @@ class Attempt:
             return Outcome(failure=self.stopped(failure))
         if isinstance(frame, Done):
             items = self.items if frame.items is not None else None
-            return Outcome(value=frame.value, items=items, ran_s=self.ran_s)
+            # By the container's clock: of one that was sent ahead nobody else knows when it began. Within reason.
+            return Outcome(
+                value=frame.value, items=items, ran_s=min(frame.ran_s, self._clock.monotonic() - self.arrived_at)
+            )
         if self.stop == "cancelled" and frame.cancelled:
             return Outcome(failure=self.stopped(failure))
         return Outcome(failure=frame.failure)
@@ -158,7 +168,7 @@ class Attempt:
         """Return the failure of an attempt whose process is gone."""
         return replace(
             self.failure(kind, "MemoryError" if kind == "oom" else "ProcessDied", message, retriable=True),
-            exit=exit, log_tail=self._tail.text(),
+            exit=exit, log_tail=self._tail.text() if self._tail is not None else "",
         )  # fmt: skip
 
     def failure(

@@ -7,9 +7,11 @@ in the context of the code that made it; two jobs in one process never share a h
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import sys
+import termios
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +22,7 @@ from apothic.agent.window import Window
 from apothic.context import CURRENT, current_batch
 
 _PIECE = 128 * 1024
+_NOTHING = bytes(4)  # an int that is 0, for a system call
 _STREAMS: tuple[tuple[Stream, int], ...] = (("stdout", 1), ("stderr", 2))
 _HELD = 16 * 1024  # an unfinished line longer than this is sent as it is
 
@@ -126,6 +129,13 @@ class Capture:
             for jobs, stream in list(self._held):
                 if job in jobs and stream == name:
                     self._flush((jobs, stream))
+
+    def is_piped(self) -> bool:
+        """Tell whether something lies in the pipes behind 1 and 2, of ours or of a program that was started here."""
+        try:
+            return any(fcntl.ioctl(fd, termios.FIONREAD, _NOTHING) != _NOTHING for _, fd in _STREAMS)
+        except OSError:
+            return True  # user code has closed them, or put something in their place: the agent looks for itself
 
     def finish_all(self) -> None:
         """Send every unfinished line."""

@@ -13,25 +13,33 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
+
+from msgspec.structs import replace
 
 from apothic.agent.capture import Capture
 from apothic.agent.channel import Channel
-from apothic.agent.frames import Batch, Cancel, Command, Failed, Run, Stop, Taken
+from apothic.agent.frames import Batch, Cancel, Command, Done, Failed, Run, Setup, Stop, Taken
 from apothic.agent.items import Flow
 from apothic.agent.perform import Performer, Reply
 from apothic.agent.together import OnServing, Together, nobody
+from apothic.agent.turns import Leaves
 from apothic.agent.window import JobCancelled, Window
 from apothic.context import leave
 
 
 class Conductor(Protocol):
-    """Takes commands until it is told to stop, or the agent is gone."""
+    """Takes commands until it is told to stop, or the agent is gone. `queues`: it may be sent inputs ahead."""
+
+    queues: bool
 
     def conduct(self) -> None: ...
 
 
 class _Conductor(ABC):
+    queues = False
+
     def __init__(
         self, channel: Channel, window: Window, capture: Capture, running: list[str], performer: Performer
     ) -> None:
@@ -41,6 +49,7 @@ class _Conductor(ABC):
         self.running = running
         self.performer = performer
         self.flows: dict[str, Flow] = {}
+        self.piped = False  # by the time of the last end, something lay in our pipes
         channel.on_taken = self.taken
 
     @abstractmethod
@@ -69,22 +78,45 @@ class _Conductor(ABC):
         del self.flows[run.job]
         self.window.forget((run.job, run.attempt))
         leave(run.job)
-        self.channel.send(reply)
+        self.piped = self.capture.is_piped()
+        self.channel.send(replace(reply, piped=True) if self.piped else reply)
 
 
 class Solo(_Conductor):
     """One input at a time, in the main thread. SIGUSR1 raises `JobCancelled` in it."""
 
+    def __init__(self, *parts: Any, leaves: Leaves | None = None) -> None:
+        super().__init__(*parts)
+        self._leaves = leaves
+        self.queues = leaves is not None
+        self._shut = False  # whatever was sent ahead is to come again
+
     def conduct(self) -> None:
         while True:
             command = self.channel.receive()
             if isinstance(command, Run):
-                self.end(command, self._shielded(command, self.begin(command)))
+                if self._may_begin(command):
+                    self.end(command, self._shielded(command, self.begin(command)))
             elif isinstance(command, Batch):
                 for run, reply in self._shielded_batch(self.together(command, self.window.open)):
                     self.end(run, reply)
             elif command is None or isinstance(command, Stop):
                 return
+
+    def _may_begin(self, run: Run) -> bool:
+        """Tell whether an input's turn has come.
+
+        Nothing that was sent ahead begins while the agent has to see to the one before: to what it wrote past Python,
+        which is told from the next one's by nothing else, or to a large value, until which it still runs.
+        """
+        if run.turn == 0:
+            self._shut = False
+            return True
+        return not self._shut and self._leaves is not None and self._leaves.take(run.turn)
+
+    def end(self, run: Run, reply: Reply) -> None:
+        super().end(run, reply)
+        self._shut = self.piped or (isinstance(reply, Done) and reply.path is not None)
 
     def flow(self, run: Run) -> Flow:
         return Flow(run, self.channel, self.window, self.channel.attend)
@@ -254,13 +286,16 @@ class Tasks(_Conductor):
 
 
 def choose(
-    channel: Channel, window: Window, capture: Capture, running: list[str], performer: Performer, *, at_once: int
+    channel: Channel, window: Window, capture: Capture, running: list[str], performer: Performer, setup: Setup
 ) -> Conductor:
     """Return the way that fits the function."""
     parts = (channel, window, capture, running, performer)
     if is_async(performer.entry):
         return Tasks(*parts)
-    return Pool(*parts, threads=at_once) if at_once > 1 else Solo(*parts)
+    at_once = setup.function.options.inputs_at_once
+    if at_once > 1:
+        return Pool(*parts, threads=at_once)
+    return Solo(*parts, leaves=Leaves(Path(setup.leaves)) if setup.leaves is not None else None)
 
 
 def is_async(entry: Callable[..., Any]) -> bool:

@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import signal
-import stat
 from collections import deque
 from pathlib import Path
 from typing import Literal
@@ -16,8 +15,10 @@ from typing import Literal
 from msgspec.structs import replace
 
 from apothic.agent import batch, isolate
+from apothic.agent.ahead import Ahead
 from apothic.agent.attempt import Attempt, Stop
 from apothic.agent.door import Door
+from apothic.agent.ending import Ending
 from apothic.agent.frames import (
     Batch,
     Cancel,
@@ -29,22 +30,22 @@ from apothic.agent.frames import (
     News,
     Output,
     Ready,
-    Setup,
     StartFailed,
     Stream,
     Taken,
 )
 from apothic.agent.frames import Stop as StopFrame
+from apothic.agent.launcher import LaunchError
 from apothic.agent.memory import Memory
 from apothic.agent.ownlog import OwnLog
-from apothic.agent.passage import is_whole
+from apothic.agent.passage import claim, is_whole
 from apothic.agent.process import Process
-from apothic.agent.site import Site
+from apothic.agent.site import Site, Where
 from apothic.agent.tree import younger
 from apothic.clock import wait_for
 from apothic.errors import InvalidRequestError
-from apothic.protocol.messages import Failure, FailureKind
-from apothic.protocol.services import SERVICE_KINDS, mount
+from apothic.protocol.messages import Failure
+from apothic.protocol.services import SERVICE_KINDS
 from apothic.protocol.session import ContainerNews, Outcome, StartContainer
 from apothic.protocol.specs import BatchingSpec
 
@@ -75,6 +76,8 @@ class Container:
         self.memory = Memory(start.function.options.memory_mb * 1024 * 1024, self._strike)
         self._waiting: deque[Attempt] = deque()
         self._telling: set[Attempt] = set()  # ended, but not told yet: something large is being stored
+        self._given: dict[str, Attempt] = {}  # the newest of each job
+        self._ahead: Ahead | None = None  # of one that takes inputs one by one
         self._behind: asyncio.TimerHandle | None = None
         self._ends = 0  # of jobs, to tell whether there was any within a while
         self._process: Process | None = None
@@ -103,7 +106,7 @@ class Container:
     @property
     def attempts(self) -> list[Attempt]:
         """All that it was given and that has not ended."""
-        return [*self.running.values(), *self._waiting]
+        return [*self.running.values(), *(self._ahead or ()), *self._waiting]
 
     # --- its start
 
@@ -115,44 +118,40 @@ class Container:
                 code = await self._site.bundles.directory(self._start.files)
                 payload = await self._site.bundles.blob(spec.payload) if spec.payload is not None else None
                 if self.stopping is None:
-                    self._launch(code, payload)
+                    await self._launch(code, payload)
                     await self._settled.wait()
         except TimeoutError:
             await self._never_ready("TimeoutError", f"it was not ready within {limit_s:g} s", True)
         except asyncio.CancelledError:
             raise
+        except LaunchError as error:
+            await self._never_ready("OSError", f"its process could not be started: {error}", True)
         except Exception as error:
             again = not isinstance(error, InvalidRequestError)  # the files themselves are wrong
             await self._never_ready(type(error).__name__, f"its files could not be put in place: {error}", again)
         if self._process is None:
             self._gone()
 
-    def _launch(self, code: Path, payload: Path | None) -> None:
+    async def _launch(self, code: Path, payload: Path | None) -> None:
         work, tmp = self._home / "work", self._home / "tmp"
         for made in (self._home, work, tmp, self._home / "files"):
             made.mkdir(mode=0o700, parents=True, exist_ok=True)
         env = isolate.environment(os.environ, mark=f"{self._site.mark}/{self.id}", tmp=tmp)
         door = self.door = Door(self._start, self._home) if self.serves else None
-        listener = door.fd if door is not None else None
         try:
-            self._process = Process(work, env, self, listener=listener)
+            child = await self._site.launcher.start(env, work, door.fd if door is not None else None)
+            self._process = Process(child.pid, child.ends, self)
+            if not self.serves and self._seats == 1 and self._batching is None:
+                self._ahead = Ahead(self._home / "leaves", self._process, self._site)
         finally:
             if door is not None:
                 door.hand_over()
         self.memory.group = self._site.groups.make(self.id, self.memory.limit, self._start.function.options.cpu)
         self.memory.group.take(self.pid)
         self._site.outbox.container(ContainerNews(id=self.id, state="starting", pid=self.pid))
-        self._process.send(
-            Setup(
-                app=self._start.app, deployment=self._start.deployment, function=self._start.function,
-                code_dir=str(code), work_dir=str(self._home / "files"),
-                payload_path=str(payload) if payload is not None else None,
-                payload_limit=self._site.limits.payload_limit, inline_limit=self._site.limits.inline_limit,
-                listener=listener, port=door.port if door is not None else 0, grace_s=self._site.limits.grace_s,
-                mount=mount(self._start.app, self._start.function.name) if self.serves else "",
-                base_url=self._site.base_url, token=self._start.token,
-            )
-        )  # fmt: skip
+        leaves, port = self._ahead.path if self._ahead is not None else None, door.port if door is not None else 0
+        where = Where(self._home / "files", code, payload, leaves, child.listener, port)
+        self._process.send(self._site.setup(self._start, where))
 
     def moved(self) -> None:
         """Tell a service that the control plane is elsewhere now."""
@@ -168,11 +167,12 @@ class Container:
     # --- work
 
     def give(self, attempt: Attempt) -> None:
-        """Take an attempt; it begins when the container is ready and has a seat."""
+        """Take an attempt; it begins once `feed` finds the container ready, and a seat in it."""
         if self.stopping is not None or self.state == "gone":
             attempt.end(Outcome(requeue=self.stopping or "its container is gone"))
             return
-        if any(other.given.job == attempt.given.job for other in self.attempts):
+        earlier = self._given.get(attempt.given.job)
+        if earlier is not None and not earlier.over.is_set():
             # Its process tells the two apart by nothing: their output and ends would be mixed up. And as the control
             # plane takes a container that gives work back for one that is about to end, it ends.
             reason = "an earlier attempt of it still runs here"
@@ -180,27 +180,33 @@ class Container:
             self._site.spawn(self.stop(reason, self._site.limits.grace_s))
             return
         self.idle.clear()
+        self._given[attempt.given.job] = attempt
         self._waiting.append(attempt)
-        self.feed()
 
     def feed(self) -> None:
         """Begin what can begin."""
         now = self._site.clock.monotonic()
-        while self.state == "ready" and not self._exiting and self._waiting and self._busy < self._seats:
+        while self.state == "ready" and not self._exiting and self._waiting and not self._ahead and self._has_seat:
             together = batch.take(self._waiting, self._batching, now)
             if not together:
                 break
             self._begin(together)
+        if self._ahead is not None and self.stopping is None and not self._exiting:
+            self._ahead.send(self._waiting, self.running)
+        queued = self._ahead or (self._waiting and self._waiting[0].is_here)
         if self._batching is not None:
             self._gather(self._batching, now)
-        elif self._waiting and self._waiting[0].is_here and self._behind is None and self.state == "ready":
+        elif self._behind is None and self.state == "ready" and queued:
             self._behind = asyncio.get_running_loop().call_later(_BEHIND_S, self._give_back, self._ends)
 
     def _begin(self, together: list[Attempt]) -> None:
         assert self._process is not None
-        self._batches += 1
         runs = [attempt.frame(self._site.base_url) for attempt in together]
         self._process.send(runs[0] if self._batching is None else Batch(runs=runs))
+        self._begun(together)
+
+    def _begun(self, together: list[Attempt]) -> None:
+        self._batches += 1
         for attempt in together:
             attempt.batch = self._batches
             self.running[attempt.given.job] = attempt
@@ -209,18 +215,24 @@ class Container:
                 attempt.given.timeout_s, self.stop_attempt, attempt, "timeout"
             )
 
+    def _withdraw(self) -> None:
+        """Take back what was sent ahead and has not begun."""
+        if self._ahead is not None:
+            self._ahead.withdraw(self._waiting, self.running)
+
     def _gather(self, spec: BatchingSpec, now: float) -> None:
         """Look again when the oldest of what waits for its batch has waited for long enough."""
         if self._behind is not None:
             self._behind.cancel()
-        can_begin = self.state == "ready" and not self._exiting and self._busy < self._seats
+        can_begin = self.state == "ready" and not self._exiting and self._has_seat
         pause = batch.pause_s(self._waiting, spec, now) if can_begin else None
         self._behind = None if pause is None else asyncio.get_running_loop().call_later(pause, self.feed)
 
     def _give_back(self, ends: int) -> None:
         """Give back what waits behind a job that runs long, so that another container may have it."""
         self._behind = None
-        if self._ends == ends and self._busy >= self._seats:
+        if self._ends == ends and not self._has_seat:
+            self._withdraw()
             while self._waiting:
                 self._waiting.popleft().end(Outcome(requeue="it waited behind a long job", behind=True))
         self.feed()
@@ -238,6 +250,7 @@ class Container:
         if attempt.over.is_set() or attempt.stop is not None:
             return
         attempt.stop = why
+        self._withdraw()
         if attempt in self._waiting:
             self.fail_waiting(attempt, attempt.stopped())
         else:
@@ -270,6 +283,7 @@ class Container:
         self.asked.set()
         self.stopping = self.stopping or reason
         self._finishing = patient = grace_s == math.inf
+        self._withdraw()
         while self._waiting:
             self._waiting.popleft().end(Outcome(requeue=reason, behind=patient))
         self._maybe_idle()
@@ -309,9 +323,17 @@ class Container:
         elif isinstance(frame, Done | Failed):
             self._ended(frame)
         elif isinstance(frame, Ready):
-            self._ready()
+            self._ready(frame)
         elif isinstance(frame, StartFailed):
             self._failure = frame.failure
+
+    def on_piped(self) -> None:
+        """Make sure whose bytes they are: from now on this container gets its jobs one by one."""
+        if self._ahead is not None and self._process is not None:
+            self._ahead.open = False
+            if self._ahead:
+                self._withdraw()
+                self._process.drain_socket()
 
     def on_bytes(self, stream: Stream, data: bytes) -> None:
         if len(self.running) == 1:
@@ -327,9 +349,11 @@ class Container:
         if self._process is not None and not self._exiting:
             self._process.resume()
 
-    def _ready(self) -> None:
+    def _ready(self, frame: Ready) -> None:
         if self.state == "starting":
             self.state = "ready"
+            if self._ahead is not None:
+                self._ahead.open = frame.queues
             self._settled.set()
             self._site.outbox.container(
                 ContainerNews(id=self.id, state="ready", pid=self.pid, address=self.address)
@@ -342,7 +366,7 @@ class Container:
             return
         if frame.first != attempt.items:
             raise FrameError(f"item {frame.first} came where item {attempt.items} was due")
-        file = self._file(frame.path)
+        file = claim(self._home / "files", frame.path, self._site.keep)
         if not is_whole(frame.values, file):
             attempt.spoil("serialization", "FileNotFoundError", "an item was announced as a file, and there is none")
         attempt.yielded(frame.values, file)
@@ -358,7 +382,9 @@ class Container:
             return
         if isinstance(frame, Failed) and self.memory.starved():
             return  # it only saw a process of its own die; the end of this one tells why
-        self._process.drain_pipes()  # what it printed past Python came before its end
+        if frame.piped:  # what it printed past Python came before its end
+            self.on_piped()
+            self._process.drain_pipes()
         attempt = self.running[frame.job]
         outcome = attempt.verdict(frame)
         if attempt.stop is not None and outcome.failure is not None and younger(self.pid, attempt.ran_s):
@@ -372,7 +398,10 @@ class Container:
         del self.running[frame.job]
         self._ends += 1
         large = outcome.value is not None and outcome.value.sha256 is not None
-        file = self._file(frame.path) if isinstance(frame, Done) else None
+        file = None
+        if isinstance(frame, Done) and frame.path is not None:
+            self._withdraw()  # the next one waits until this is stored
+            file = claim(self._home / "files", frame.path, self._site.keep)
         if large and file is None:
             message = "the result was announced as a file, and there is none"
             outcome = Outcome(failure=attempt.failure("serialization", "FileNotFoundError", message))
@@ -381,36 +410,29 @@ class Container:
             file = None
         self._telling.add(attempt)
         attempt.end(outcome, file)
+        following = self._ahead.advance() if self._ahead else None
+        if following is not None:
+            self._begun([following])
         self.feed()
         self._maybe_idle()
 
-    def _file(self, path: str | None) -> Path | None:
-        """Take a file with a large value out of the container's directory, which may end before the bytes are stored.
-
-        What a container says is what user code may say: the name is believed, and that only for a plain file (a pipe
-        would block who opens it, a link may lead anywhere).
-        """
-        if path is None:
-            return None
-        with contextlib.suppress(OSError, ValueError):
-            found = self._home / "files" / Path(path).name
-            if stat.S_ISREG(found.lstat().st_mode):
-                return self._site.keep(found)
-        return None
-
     def told(self, attempt: Attempt) -> None:
         """Take note that the end of an attempt is told."""
+        if self._given.get(attempt.given.job) is attempt:
+            del self._given[attempt.given.job]
         if attempt in self._telling:
             self._telling.remove(attempt)
             self.feed()
 
     @property
-    def _busy(self) -> int:
+    def _has_seat(self) -> bool:
         # A job whose result is on its way still runs, for all but us: the next one waits until its end is told.
-        return len({attempt.batch for attempt in (*self.running.values(), *self._telling)})
+        if self._seats == 1 and self._batching is None:
+            return not (self.running or self._telling)
+        return len({attempt.batch for attempt in (*self.running.values(), *self._telling)}) < self._seats
 
     def _maybe_idle(self) -> None:
-        if not self.running and not self._waiting:
+        if not self.running and not self._waiting and not self._ahead:
             self.idle.set()
 
     # --- its end
@@ -423,44 +445,31 @@ class Container:
         process = self._process
         assert process is not None
         process.reap()
+        self._withdraw()  # now, to know what has not begun when its last words are read
         self.memory.group.kill()
         await self._site.leftovers()
         process.drain()
         if process.exit == "signal 9":
             self.memory.reaped(process.peak_kb * 1024)
-        for attempt in list(self.running.values()):
+        ending = self._ending(process)
+        for attempt in [*self.running.values(), *(self._ahead or ())]:
             attempt.close_log()
-            attempt.end(self._loss(attempt, process.exit))
+            attempt.end(ending.loss(attempt))
         self.running.clear()
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
         process.close()
         self._gone()
 
-    def _loss(self, attempt: Attempt, exit: str) -> Outcome:
-        if attempt.last is not None:
-            return attempt.last
-        if attempt.stop is not None:
-            return Outcome(failure=replace(attempt.stopped(), exit=exit))
-        kind, message = self._cause(exit)
-        if kind == "worker_lost" and self.stopping is not None and not self._finishing:
-            return Outcome(requeue=self.stopping)
-        return Outcome(failure=attempt.lost(kind, message, exit))
-
-    def _cause(self, exit: str) -> tuple[FailureKind, str]:
-        memory = self.memory
-        memory.blame()
-        if memory.over or (exit == "signal 9" and memory.is_near(memory.peak) and self.stopping is None):
-            whose = "the service's" if self.serves else "the job's"
-            return "oom", f"{whose} processes used {memory.used()}"
-        if self._process is not None and self._process.broken:
-            told = f"something wrote into the connection of its process to its agent: {self._process.broken}"
-            return "worker_lost", told
-        return "worker_lost", f"the process that {'served' if self.serves else 'ran the job'} ended ({exit})"
+    def _ending(self, process: Process) -> Ending:
+        return Ending(process.exit, process.broken, self.serves, self.stopping, self._finishing, self.memory)
 
     def _gone(self) -> None:
         if self.state == "gone":
             return
         self._log.finish()
-        failure = self._start_failure() if self.state == "starting" else self._service_failure()
+        failure = self._why()
         self.state = "gone"
         self.stopping = self.stopping or "its container is gone"
         while self._waiting:
@@ -478,22 +487,11 @@ class Container:
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop().run_in_executor(None, lambda: shutil.rmtree(self._home, ignore_errors=True))
 
-    def _start_failure(self) -> Failure | None:
-        """Return why it never became ready; `None` when it was told to stop before."""
-        exit = self._process.exit if self._process is not None else None
-        if self._failure is None:
-            if self.stopping is not None:
-                return None
-            kind, message = self._cause(exit or "")
-            if kind == "worker_lost":
-                kind, message = "startup", f"the process ended ({exit}) while the function was imported"
-            self._failure = Failure(kind=kind, type="ProcessDied", message=message, retriable=True, exit=exit)
-        return replace(self._failure, log_tail=self._log.tail.text())
-
-    def _service_failure(self) -> Failure | None:
-        """Return why a service that was ready has ended, when nobody had told it to."""
-        if not self.serves or self._process is None or self.stopping is not None:
-            return None
-        kind, message = self._cause(self._process.exit)
-        tail = self._log.tail.text()
-        return Failure(kind=kind, type="ProcessDied", message=message, exit=self._process.exit, log_tail=tail)
+    def _why(self) -> Failure | None:
+        """Return why it never became ready, or as a service is no more; `None` when it was told to stop before."""
+        ending = self._ending(self._process) if self._process is not None else None
+        if self.state == "starting":
+            failure = self._failure or (ending.of_start() if ending is not None else None)
+        else:
+            failure = ending.of_service() if ending is not None else None
+        return replace(failure, log_tail=self._log.tail.text()) if failure is not None else None

@@ -14,11 +14,11 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from apothic.agent import isolate
 from apothic.agent.attempt import Attempt, Stop
 from apothic.agent.bundles import Blobs, Bundles
 from apothic.agent.cgroup import Groups
 from apothic.agent.container import Container
+from apothic.agent.launcher import Launcher
 from apothic.agent.outbox import Outbox, Story
 from apothic.agent.passage import Passage
 from apothic.agent.site import Site
@@ -40,9 +40,9 @@ class Containers:
 
     def __init__(
         self, home: Path, limits: Welcome, outbox: Outbox, blobs: Blobs, clock: Clock, *, kill_s: float = 5.0,
-        groups: Groups | None = None,
+        groups: Groups | None = None, launcher: Launcher | None = None,
     ) -> None:  # fmt: skip
-        isolate.adopt_orphans()
+        launcher = Launcher(str(home)) if launcher is None else launcher
         groups = Groups() if groups is None else groups
         _log.info("containers are limited by %s", groups.level)
         self.live: dict[str, Container] = {}
@@ -58,8 +58,8 @@ class Containers:
         self._files.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.site = Site(
             home=home / "containers", mark=str(home), limits=limits, base_url="", kill_s=kill_s, clock=clock,
-            outbox=outbox, bundles=Bundles(home / "bundles", blobs), groups=groups, spawn=self._spawn,
-            leftovers=self._end_leftovers, keep=self._keep, forget=self._forget,
+            outbox=outbox, bundles=Bundles(home / "bundles", blobs), groups=groups, launcher=launcher,
+            spawn=self._spawn, leftovers=self._end_leftovers, keep=self._keep, forget=self._forget,
         )  # fmt: skip
         outbox.on_room = self._resume
         outbox.credit.on_taken = self._taken
@@ -75,8 +75,15 @@ class Containers:
             _log.info("starting %s for %s.%s", order.container, order.app, order.function.name)
             self.live[order.container] = Container(order, self.site)
 
-    def assign(self, assignment: Assignment) -> None:
-        """Give an attempt to its container, once its input is here."""
+    def assign(self, *assignments: Assignment) -> None:
+        """Give attempts to their containers, each once its input is here."""
+        for assignment in assignments:
+            self._assign(assignment)
+        for name in {assignment.container for assignment in assignments}:
+            if name in self.live:
+                self.live[name].feed()
+
+    def _assign(self, assignment: Assignment) -> None:
         if assignment.token in self._held:
             return
         lease = Lease(job=assignment.job, attempt=assignment.attempt, token=assignment.token)
@@ -151,6 +158,7 @@ class Containers:
         for task in list(self._jobs):
             task.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
+        self.site.launcher.close()
         self.site.groups.close()
 
     # --- what is known of it
@@ -219,7 +227,10 @@ class Containers:
             container.resume()
 
     async def _end_leftovers(self) -> None:
-        await self._leftovers.end(lambda: [container.pid for container in self.live.values()])
+        await self._leftovers.end(self._known)
+
+    def _known(self) -> list[int]:
+        return [*self.site.launcher.pids, *(container.pid for container in self.live.values())]
 
     async def _watch_memory(self) -> None:
         while True:

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from apothic.protocol.messages import Encoding, Failure, FunctionSpec
-from apothic.protocol.session import Count, Packed
+from apothic.protocol.session import Amount, Count, Packed
 
 Stream = Literal["stdout", "stderr"]
 T = TypeVar("T")
@@ -43,6 +43,7 @@ class Setup(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="setup"):
     payload_path: str | None = None  # the function by value, when it has no module
     payload_limit: int
     inline_limit: int
+    leaves: str | None = None  # the pipe that says which of the inputs sent ahead may begin
     listener: int | None = None
     port: int = 0
     base_url: str = ""  # where a service finds the control plane, and what it shows there
@@ -52,7 +53,10 @@ class Setup(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="setup"):
 
 
 class Run(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="run"):
-    """One attempt. `input_path` has the bytes when `input` names a blob."""
+    """One attempt. `input_path` has the bytes when `input` names a blob.
+
+    With a `turn` it was sent ahead, behind others: it begins after them, if its leave is still there then.
+    """
 
     job: str
     attempt: int
@@ -62,6 +66,7 @@ class Run(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="run"):
     job_token: str
     base_url: str
     once: bool = False  # its code may be entered once, and not again
+    turn: int = 0
 
 
 class Batch(Struct, frozen=True, kw_only=True, tag="batch"):
@@ -99,7 +104,9 @@ Command = Setup | Run | Batch | Cancel | Stop | Taken | Moved
 
 
 class Ready(Struct, frozen=True, kw_only=True, tag="ready"):
-    """The function is imported; a service answers."""
+    """The function is imported; a service answers. `queues`: it may be sent inputs ahead, and runs them in turn."""
+
+    queues: bool = False
 
 
 class StartFailed(Struct, frozen=True, kw_only=True, tag="start_failed"):
@@ -129,13 +136,16 @@ class Items(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="items"):
 class Done(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="done"):
     """The function's value. `path` is the file with its bytes when `value` names a blob; the agent deletes it.
 
-    `items` is how many a generator has yielded; its value is what it returned.
+    `items` is how many a generator has yielded; its value is what it returned. `piped`: something lies in the pipes of
+    stdout and stderr, and was written before this.
     """
 
     job: str
     value: Packed
     path: str | None = None
     items: Count | None = None
+    ran_s: Amount = 0.0
+    piped: bool = False
 
 
 class Failed(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"):
@@ -144,6 +154,7 @@ class Failed(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="failed"
     job: str
     failure: Failure
     cancelled: bool = False
+    piped: bool = False
 
 
 News = Ready | StartFailed | Output | Items | Done | Failed
@@ -167,21 +178,28 @@ class Splitter(Generic[T]):
     def __init__(self, union: Any) -> None:
         self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(union)
         self._held = bytearray()
+        self._wanted = 0  # with so many bytes the frame that is held in part is whole
 
     def feed(self, data: bytes) -> Iterator[T]:
         """Yield the frames that `data` completes. Raises `FrameError` on what is no frame."""
-        held = self._held
-        held += data
-        start = 0
+        if self._held:
+            self._held += data
+            if len(self._held) < self._wanted:
+                return  # a large frame comes in many pieces, and is put together once
+            data = bytes(self._held)
+            self._held.clear()
+        view, start = memoryview(data), 0
+        self._wanted = 0
         try:
-            while len(held) - start >= PREFIX:
-                size = int.from_bytes(held[start : start + PREFIX], "big")
+            while len(data) - start >= PREFIX:
+                size = int.from_bytes(view[start : start + PREFIX], "big")
                 if size > LONGEST:
                     raise FrameError(f"a frame of {size:,} bytes was announced, over the limit of {LONGEST:,}")
                 end = start + PREFIX + size
-                if len(held) < end:
+                if len(data) < end:
+                    self._wanted = PREFIX + size
                     break
-                body = bytes(held[start + PREFIX : end])
+                body = view[start + PREFIX : end]
                 start = end
                 try:
                     frame = self._decoder.decode(body)
@@ -189,7 +207,8 @@ class Splitter(Generic[T]):
                     raise FrameError(f"a frame cannot be read: {error}") from error
                 yield frame
         finally:
-            del held[:start]
+            if start < len(data):
+                self._held += view[start:]
 
 
 def commands() -> Splitter[Command]:

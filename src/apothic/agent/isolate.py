@@ -1,9 +1,9 @@
 """Level L0 around every container, whoever wrote its code: what a process gives up before it runs any of that.
 
-The agent starts a container in a session of its own, with closed file descriptors, umask 077 and an environment made
-from an allow-list; the rest the container does to itself, because a callback between fork and exec would cost the fast
-vfork path of `subprocess`. Both are child subreapers: a container keeps the orphans of its jobs below itself while it
-lives, so every child of the agent that is no live container is a leftover of a dead one.
+A container starts in a session of its own, with nothing of others' open and an environment made from an allow-list; the
+rest it does to itself, the same whether it was forked or has an interpreter of its own. Agent and containers are child
+subreapers: a container keeps the orphans of its jobs below itself while it lives, so every child of the agent that is
+no live container is a leftover of a dead one.
 """
 
 from __future__ import annotations
@@ -54,11 +54,16 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def confine(parent: int) -> None:
-    """Give up what a container does not need. `parent` is the agent's pid; the process ends if that one is gone."""
+def follow(parent: int) -> None:
+    """End with our parent, the agent of pid `parent`; at once if that one is gone."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above; nobody would tell us
         os._exit(1)
+
+
+def confine(parent: int) -> None:
+    """Give up what a container does not need. `parent` is the agent's pid; the process ends if that one is gone."""
+    follow(parent)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     adopt_orphans()
     os.umask(0o077)

@@ -47,12 +47,18 @@ class Flow:
         self.pause = pause
         self.wake = wake
         self.refused: BaseException | None = None  # what was wrong with an item
+        self._began_at = channel.clock.monotonic()
         self._job = run.job
         self._channel = channel
         self._sizes: deque[int] = deque()
         self._taken = 0
         self._sent_bytes = 0
         self._taken_bytes = 0
+
+    @property
+    def ran_s(self) -> float:
+        """How long ago the job was begun here."""
+        return self._channel.clock.monotonic() - self._began_at
 
     @property
     def is_open(self) -> bool:

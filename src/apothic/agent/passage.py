@@ -6,6 +6,8 @@ So an item is never told before its bytes are on disk, nor the line that was pri
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import stat
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
@@ -112,3 +114,18 @@ def is_whole(values: list[Packed], file: Path | None) -> bool:
     if file is not None:
         return len(values) == 1 and values[0].sha256 is not None
     return all(value.data is not None for value in values)
+
+
+def claim(files: Path, path: str | None, keep: Callable[[Path], Path]) -> Path | None:
+    """Take a file with a large value out of a container's `files`, which may end before the bytes are stored.
+
+    What a container says is what user code may say: the name is believed, and that only for a plain file (a pipe would
+    block who opens it, a link may lead anywhere).
+    """
+    if path is None:
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        found = files / Path(path).name
+        if stat.S_ISREG(found.lstat().st_mode):
+            return keep(found)
+    return None

@@ -103,7 +103,9 @@ class Performer:
         except BaseException as error:
             return self.failed(run, error, packing(error))
         path = str(envelope.file) if envelope.file is not None else None
-        return Done(job=run.job, value=envelope.packed, path=path, items=flow.sent if self._yields else None)
+        return Done(
+            job=run.job, value=envelope.packed, path=path, items=flow.sent if self._yields else None, ran_s=flow.ran_s
+        )  # fmt: skip
 
     def _ship(self, run: Run, flow: Flow, value: Any) -> bool:
         self.leave_fork(None)

@@ -10,17 +10,13 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
 
+from apothic.agent.ends import Ends
 from apothic.agent.frames import Command, FrameError, News, Stream, encode, news
 
-_CHUNK = 256 * 1024
+_CHUNK = 64 * 1024  # twice as much would be mapped anew for each read, which costs more than the read
 _PIPE = 64 * 1024  # what a Linux pipe holds: one read of this much empties it
-_PROGRAM = ("-P", "-m", "apothic.agent.runner")
 
 
 class Ears(Protocol):
@@ -34,15 +30,21 @@ class Ears(Protocol):
         """Its main process has ended and is not reaped yet; call `reap`, then `drain`."""
         ...
 
+    def on_piped(self) -> None:
+        """Something lies in a pipe, and is taken in next."""
+        ...
+
     def has_room(self) -> bool:
         """Whether more may be read for now."""
         ...
 
 
 class Process:
-    """A started container process, which inherits `listener`. `status` and `peak_kb` are known once it is reaped."""
+    """A started container process and our ends of it. `status` and `peak_kb` are known once it is reaped."""
 
-    def __init__(self, work_dir: Path, env: Mapping[str, str], ears: Ears, *, listener: int | None = None) -> None:
+    def __init__(self, pid: int, ends: Ends, ears: Ears) -> None:
+        self.pid = pid
+        self.sock = ends.sock
         self._ears = ears
         self._loop = asyncio.get_running_loop()
         self._splitter = news()
@@ -51,40 +53,17 @@ class Process:
         self.broken = ""  # what was read on its socket that is no frame
         self.status: int | None = None
         self.peak_kb = 0
-        self.sock, theirs = socket.socketpair()
-        inherited = (theirs.fileno(),) if listener is None else (theirs.fileno(), listener)
-        out, their_out = os.pipe2(os.O_CLOEXEC)
-        err, their_err = os.pipe2(os.O_CLOEXEC)
-        try:
-            # No callback before exec, so that subprocess may take its vfork path; the child confines itself.
-            self._popen = subprocess.Popen(
-                [sys.executable, *_PROGRAM, str(theirs.fileno()), str(os.getpid())],
-                stdin=subprocess.DEVNULL, stdout=their_out, stderr=their_err, pass_fds=inherited,
-                cwd=work_dir, env=dict(env), start_new_session=True, umask=0o077,
-            )  # fmt: skip
-        except BaseException:
-            for fd in (out, err):
-                os.close(fd)
-            self.sock.close()
-            raise
-        finally:
-            theirs.close()
-            os.close(their_out)
-            os.close(their_err)
-        self.pid = self._popen.pid
-        self._pidfd = os.pidfd_open(self.pid)
-        self._pipes: dict[int, Stream] = {out: "stdout", err: "stderr"}
-        for fd in self._pipes:
-            os.set_blocking(fd, False)
-        self.sock.setblocking(False)
+        self._pidfd = os.pidfd_open(pid)
+        self._ends = ends
+        self._pipes: dict[int, Stream] = {ends.out: "stdout", ends.err: "stderr"}
         self._loop.add_reader(self._pidfd, self._on_exit)
         self.resume()
 
     # --- in and out
 
-    def send(self, frame: Command) -> None:
-        """Send a frame; what the socket does not take at once follows when it can."""
-        data = encode(frame)
+    def send(self, *frames: Command) -> None:
+        """Send frames in one piece; what the socket does not take at once follows when it can."""
+        data = encode(frames[0]) if len(frames) == 1 else bytearray().join(map(encode, frames))
         if not self._unsent:
             try:
                 sent = self.sock.send(data, socket.MSG_NOSIGNAL)
@@ -131,6 +110,7 @@ class Process:
             self.pause()
 
     def _on_pipe(self, fd: int) -> None:
+        self._ears.on_piped()
         if not self._read_pipe(fd) and self._reading:
             self._loop.remove_reader(fd)
         elif not self._ears.has_room():
@@ -163,6 +143,12 @@ class Process:
             self._ears.on_bytes(self._pipes[fd], data)
         return len(data)
 
+    def drain_socket(self) -> None:
+        """Take in what it has said before this moment."""
+        with contextlib.suppress(OSError):
+            while not self.broken and self.sock.recv(1, socket.MSG_PEEK):
+                self._read_socket()
+
     def drain_pipes(self) -> None:
         """Take in what was written to the pipes before this moment."""
         for fd in self._pipes:
@@ -192,8 +178,12 @@ class Process:
     def signal_group(self, number: int) -> None:
         """Signal its process group."""
         if self.status is None:  # once it is reaped, its number may be another's
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+            try:
                 os.killpg(self.pid, number)
+            except ProcessLookupError:
+                self.signal(number)  # a fork that has not made its group yet, and is alone
+            except PermissionError:
+                pass
 
     def kill(self) -> None:
         """End the group at once."""
@@ -209,16 +199,14 @@ class Process:
         _, status, usage = os.wait4(self.pid, 0)
         self.status = status
         self.peak_kb = usage.ru_maxrss
-        self._popen.returncode = os.waitstatus_to_exitcode(status)
 
     def close(self) -> None:
         """Close all four ends."""
         self.pause()
         with contextlib.suppress(Exception):
             self._loop.remove_writer(self.sock.fileno())
-        for fd in (self._pidfd, *self._pipes):
-            os.close(fd)
-        self.sock.close()
+        os.close(self._pidfd)
+        self._ends.close()
 
     @property
     def exit(self) -> str:

@@ -48,9 +48,9 @@ def run(fd: int, parent: int) -> int:
 
         return serve(setup, entry, channel, start)
     capture.finish_all()
-    channel.send(Ready())
-    performer = Performer(setup, entry)
-    choose(channel, window, capture, running, performer, at_once=setup.function.options.inputs_at_once).conduct()
+    conductor = choose(channel, window, capture, running, Performer(setup, entry), setup)
+    channel.send(Ready(queues=conductor.queues))
+    conductor.conduct()
     return 0
 
 

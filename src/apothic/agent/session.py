@@ -19,6 +19,7 @@ import msgspec
 
 from apothic.agent.containers import Containers
 from apothic.agent.door import Door
+from apothic.agent.launcher import Launcher
 from apothic.agent.outbox import Outbox
 from apothic.agent.relay import Relay
 from apothic.agent.route import ABSENCE_S, Freight, Route, Server
@@ -54,8 +55,9 @@ class Agent:
     """Holds the session and the containers. `home` is its own directory; `version` is told in the hello."""
 
     def __init__(
-        self, route: Route, home: Path, clock: Clock, *, version: str, gpus: tuple[str, ...] = (), kill_s: float = 5.0
-    ) -> None:
+        self, route: Route, home: Path, clock: Clock, *, version: str, gpus: tuple[str, ...] = (), kill_s: float = 5.0,
+        launcher: Launcher | None = None,
+    ) -> None:  # fmt: skip
         self.id = ids.new("agt", clock.now())
         self.refused: str | None = None  # what the control plane said when it did not let us in at all
         self._route = route
@@ -64,6 +66,7 @@ class Agent:
         self._version = version
         self._gpus = gpus
         self._kill_s = kill_s
+        self._launcher = launcher
         self._freight = Freight(route, clock)
         self._outbox = Outbox(clock, self._post)
         self._containers: Containers | None = None
@@ -201,8 +204,9 @@ class Agent:
         self._heard_at = said_at
         if self._containers is None:
             self._containers = Containers(
-                self._home, welcome, self._outbox, self._freight, self._clock, kill_s=self._kill_s
-            )
+                self._home, welcome, self._outbox, self._freight, self._clock, kill_s=self._kill_s,
+                launcher=self._launcher,
+            )  # fmt: skip
         self._containers.site.limits = welcome
         self._containers.moved(server.base_url)
         self._containers.site.relay = self._relay.address
@@ -219,8 +223,7 @@ class Agent:
             return
         match frame:
             case Work(assignments=assignments):
-                for assignment in assignments:
-                    containers.assign(assignment)
+                containers.assign(*assignments)
             case Acknowledge(number=number, paused=paused):
                 self._outbox.acknowledged(number, paused)
             case Resume(token=token):

@@ -99,8 +99,8 @@ def tree_proportional(pid: int) -> int:
 
 
 class Leftovers:
-    """Finds what dead containers have left behind: every child of this process that is in another session and is
-    neither a live container nor was here before us. A live container keeps its orphans, so nothing else can be meant.
+    """Finds what dead containers and zygotes have left behind: every child of this process that is in another session
+    and is neither live nor was here before us. A live container keeps its orphans, so nothing else can be meant.
     """
 
     def __init__(self, clock: Clock) -> None:

@@ -33,9 +33,10 @@ class Window:
     def open(self, *attempts: Attempt) -> None:
         """Let a cancellation of all these attempts strike from now on; also one that came before."""
         self._open = attempts
-        self._signalled = True
-        with self.masked():
-            pass
+        if self.cancelled or self._signalled:
+            self._signalled = True
+            with self.masked():
+                pass
 
     def close(self) -> None:
         """Let nothing strike any more."""
