@@ -212,7 +212,7 @@ class Keys:
         return view.revoked_at is None and (view.expires_at is None or view.expires_at > now)
 
     def _mac(self, body: str) -> str:
-        return hmac.new(self._secret, body.encode(), hashlib.sha256).hexdigest()
+        return hmac.digest(self._secret, body.encode(), "sha256").hex()
 
 
 def refused() -> AuthError:

@@ -10,12 +10,12 @@ import json
 import secrets
 import sqlite3
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from apothic.clock import Clock
 from apothic.protocol import ids
-from apothic.protocol.messages import Failure
+from apothic.protocol.messages import Encoding, Failure
 from apothic.protocol.services import SERVICE_KINDS
 from apothic.protocol.session import Assignment, Downward, Renewed, StartContainer, StopContainer, Work
 from apothic.store import services, views
@@ -149,7 +149,7 @@ class Dispatcher:
                     token=token,
                     input=views.packed(job["input"]),
                     timeout_s=job["timeout_s"],
-                    accept=json.loads(job["accept"]),
+                    accept=_accept(job["accept"]),
                     job_token=self._sign(job["id"], attempt),
                     once=job["delivery"] == "at_most_once",
                 )
@@ -217,6 +217,12 @@ def read_picture(
             for row in (tx.all("hosts") if whole else [])
         ),
     )
+
+
+@lru_cache(64)
+def _accept(text: str) -> list[Encoding]:
+    encodings: list[Encoding] = json.loads(text)
+    return encodings
 
 
 def joined(frames: list[Downward]) -> list[Downward]:

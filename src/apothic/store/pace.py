@@ -8,7 +8,7 @@ from __future__ import annotations
 
 # As much work as may wait in a container: what a free container elsewhere would at the most have to wait for.
 AHEAD_S = 0.02
-LARGEST_AHEAD = 32
+LARGEST_AHEAD = 128
 # What a function is held for after jobs of its were given back because they waited behind a long one.
 SLOW_S = 0.2
 _WEIGHT = 0.3  # of the newest job

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 NEVER = float("-inf")
@@ -82,7 +81,7 @@ class Picture:
     @property
     def is_easy(self) -> bool:
         """Tell whether containers that are ready have room for all that is due, each for what it is meant for."""
-        free: Counter[int] = Counter()
+        free = dict.fromkeys((wanted.version for wanted in self.wanted), 0)
         for seat in self.seats:
             if seat.connected and seat.state == "ready":
                 free[seat.version] += max(0, seat.slots - seat.taken)
