@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import random
+import resource
 import signal
 import socket
 import sys
@@ -58,6 +59,8 @@ Announce = Callable[[str, str | None], None]
 
 
 GARBAGE = 20_000  # objects that are made and not freed before the youngest are looked through
+
+OTHER_FILES = 1_000  # than streams: requests, agents, services, the store
 
 PROBE_S = 5.0  # how long /readyz waits for a write
 
@@ -196,6 +199,7 @@ def main(settings: Settings, engine: Engine, *, embedded: bool, announce: Announ
     # What a batch of jobs allocates is freed by itself; collecting each 700 objects looked at all jobs that wait for
     # their results over and over, a fifth of a busy server's time.
     gc.set_threshold(GARBAGE, 20, 50)
+    open_files(settings.streams_max + OTHER_FILES)
     with (
         locked(settings.data_dir),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
@@ -237,6 +241,8 @@ async def _serve(
             clock, control.jobs, control.schedules, control.services, lambda: control.http.requests, stopping.set
         )
         loops.append(asyncio.create_task(idling))
+    for loop in loops:
+        loop.add_done_callback(partial(_ended, stopping))
     await stopping.wait()
     log.info("server.stopping")
     await _stop(control, engine, loops, clock, settings.grace_s)
@@ -244,6 +250,24 @@ async def _serve(
     await answering
     await control.db.close()
     about.unlink(missing_ok=True)
+    for loop in loops:
+        if loop.done() and not loop.cancelled():
+            loop.result()
+
+
+def _ended(stopping: asyncio.Event, loop: asyncio.Task[None]) -> None:
+    """Stop the server when one of its loops fails: without sweeps, or a gateway, it only seems to be well."""
+    if not loop.cancelled() and loop.exception() is not None:
+        log.error("server.failed error=%s", loop.exception())
+        stopping.set()
+
+
+def open_files(wanted: int) -> None:
+    """Let this process open so many files, if it may: 1,024 is usual, and each stream is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 async def _stop(
