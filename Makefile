@@ -7,7 +7,7 @@ JOBS   ?= 2
 PEERS  ?= ray,celery,taskiq,dbos,pgqueuer
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo -n)
 
-.PHONY: help install chromium cpython-tests demo demo-stream check fix test bench soak clean
+.PHONY: help install chromium cpython-tests demo demo-stream check fix test bench scale soak clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -65,6 +65,9 @@ test: install chromium cpython-tests ## every test; storms in their short form
 
 bench: install ## measure, beside named floors and peers, in one run; PEERS= for floors alone
 	$(BIN)/python -m bench --peers "$(PEERS)"
+
+scale: install ## measure what grows with jobs, streams and apps: some ten minutes, 2 GB of disk
+	$(BIN)/python -m bench.scale
 
 soak: install ## the storms in full, each with its seed; see tests/chaos
 	$(BIN)/python -m pytest -m soak -o timeout=0 -s tests

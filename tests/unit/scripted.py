@@ -25,7 +25,11 @@ CUT = ServerUnavailableError("cut", url="http://scripted")
 class Answer:
     """One connection: what each read gives, then its end."""
 
-    def __init__(self, *steps: Any, status: int = 200, content_type: str = "text/event-stream; charset=utf-8") -> None:
+    def __init__(
+        self, *steps: Any, status: int = 200, content_type: str = "text/event-stream; charset=utf-8",
+        job: str | None = None,
+    ) -> None:
+        self.job = job
         self.status = status
         self.content_type = content_type
         self.closed = False

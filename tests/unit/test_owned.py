@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from scripted import CUT, HANG, JOB, Answer, Client, declared, end, item
+from scripted import CUT, HANG, JOB, Answer, Client, declared, end, greeting, item, page
 
 from apothic import RemoteFunction
 from apothic.client import patience
@@ -30,13 +31,29 @@ class Plane(Client):
     timeout_s = 60.0
     settings = SimpleNamespace(payload_limit=1 << 30)
 
-    def __init__(self, *answers: Any, is_generator: bool = True) -> None:
+    def __init__(self, *answers: Any, is_generator: bool = True, streams: bool = False) -> None:
         super().__init__(*answers)
         self.is_generator = is_generator
+        self.streams = streams  # answers a submission with the job's stream
+        self.opened: list[Answer] = []
         self.submitted: list[m.Submit] = []
         self.cancelled: list[str] = []
         self.holding: asyncio.Event | None = None
         self.full = False
+
+    async def open(self, route: Any, ask: Any, *, accept: str) -> Answer:
+        if route.name != "submit":
+            answer = await super().open(route, ask, accept=accept)
+        elif not self.streams:
+            answer = Answer(content_type="application/msgpack")
+        else:
+            await self._ask(route, ask, None)
+            answer = self.answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            answer.job = JOB
+        self.opened.append(answer)
+        return answer
 
     async def _ask(self, route: Any, ask: Any, timeout_s: float | None) -> Any:
         if route.name == "find_functions":
@@ -71,6 +88,42 @@ def test_items_are_held_for_the_reader_and_events_are_not() -> None:
         (True, ["job.stream_item"], -1), (False, ["job.log"], -1),
     ]  # fmt: skip
     assert plane.cancelled == []
+
+
+def test_a_generator_is_submitted_and_read_with_one_request() -> None:
+    plane = Plane(Answer(greeting(-1), item(0, 0) + end(1)), streams=True)
+    assert list(function(plane).remote_gen()) == [0]
+    assert (len(plane.submitted), len(plane.opened), plane.asked, plane.polled) == (1, 1, [], [])
+    assert plane.opened[0].closed
+
+
+def test_a_stream_that_came_with_the_submission_is_read_on_where_it_was_cut() -> None:
+    plane = Plane(Answer(item(0, 0), CUT), Answer(item(0, 0) + item(1, 1) + end(2)), streams=True)
+    assert list(function(plane).remote_gen()) == [0, 1]
+    assert [(ask.attached, ask.after) for ask in plane.asked] == [(True, 0)]
+    assert len(plane.submitted) == 1
+
+
+def test_a_submission_whose_answer_is_lost_is_sent_again_as_the_same() -> None:
+    plane = Plane(CUT, Answer(item(0, 0) + end(1)), streams=True)
+    assert list(function(plane).remote_gen()) == [0]
+    assert len({ask.idempotency_key for ask in plane.submitted}) == 1
+    assert (len(plane.submitted), len(plane.asked)) == (2, 1)
+
+
+def test_where_streams_do_not_get_through_a_submission_is_not_answered_with_one() -> None:
+    plane = Plane(streams=True)
+    plane.paged_until = inf
+    plane.pages = [page(item(0, 0), end(1), next_index=1, end=True)]
+    assert list(function(plane).remote_gen()) == [0]
+    assert plane.opened == []
+
+
+def test_leaving_a_stream_that_came_with_the_submission_closes_it_and_cancels_the_job() -> None:
+    plane = Plane(Answer(item(0, 0), HANG), streams=True)
+    with contextlib.closing(function(plane).remote_gen()) as items:  # type: ignore[type-var]
+        assert next(items) == 0
+    assert (plane.cancelled, plane.opened[0].closed) == ([JOB], True)
 
 
 def test_nothing_is_submitted_before_the_first_item_is_asked_for() -> None:
@@ -131,13 +184,15 @@ async def left_while_submitting(plane: Plane, then: Callable[[], Any] = lambda: 
         await reading
 
 
+@pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("delay_s", [0.0, 0.05], ids=["as it arrives", "before it has arrived"])
-async def test_leaving_cancels_a_job_that_is_on_its_way(delay_s: float) -> None:
-    plane = Plane(Answer(HANG))
+async def test_leaving_cancels_a_job_that_is_on_its_way(delay_s: float, streams: bool) -> None:
+    plane = Plane(Answer(HANG), streams=streams)
     holding = plane.holding = asyncio.Event()
     loop = LOOP.running()
     await left_while_submitting(plane, lambda: loop.call_soon_threadsafe(lambda: loop.call_later(delay_s, holding.set)))
     assert plane.cancelled == [JOB]
+    assert all(answer.closed for answer in plane.opened)
 
 
 async def test_leaving_while_the_queue_is_full_waits_for_nothing() -> None:

@@ -33,6 +33,7 @@ class Follower:
         sent = {name: text for name, text in sent.items() if text}
         text = urlencode({name: value for name, value in query.items() if value is not None}, doseq=True)
         self.scope = scope_of("http", "GET", f"/v1/{of}/{job}/events", sent, text)
+        self.body = b""
         self.aborted = False
         self.scope["state"] = {"abort": self._abort}
         self.takes = asyncio.Event()
@@ -58,7 +59,7 @@ class Follower:
             nonlocal asked
             if not asked:
                 asked = True
-                return {"type": "http.request", "body": b"", "more_body": False}
+                return {"type": "http.request", "body": self.body, "more_body": False}
             await self._gone.wait()
             return {"type": "http.disconnect"}
 

@@ -294,3 +294,27 @@ async def test_messagepack_has_the_same_page(stage: Stage, agent: Puppet) -> Non
     packed = await stage.ask(f"GET /v1/jobs/{given.job}/events", headers={"accept": "application/msgpack"})
     assert msgspec.msgpack.decode(packed.body) == plain
     assert plain["oldest_index"] == 0
+
+
+async def test_many_readers_of_one_job_take_turns_and_those_of_others_do_not_wait_for_them(
+    stage: Stage, agent: Puppet
+) -> None:
+    function = await stage.live(agent, "app", spec(max_containers=2))
+    crowd, alone = await stage.submit(function), await stage.submit(function)
+    given = {}
+    for _ in range(2):
+        work = await agent.work()
+        given[work.job] = work
+        await agent.begin(work)
+    many = [await Follower(stage, crowd, after=2).open() for _ in range(2 * streams.FEW)]
+    one = await Follower(stage, alone, after=2).open()
+    for reader in (*many, one):
+        await reader.next()
+    for job in (crowd, alone):
+        await agent.tell(agent.report(given[job], said=items("a")))
+    assert (await one.next()).data["item_index"] == 0
+    assert await many[0].quiet()  # the clock stands still, and their turn comes with it
+    await stage.clock.advance(len(many) * streams.SHARE_S)
+    assert (await many[0].next()).data["item_index"] == 0
+    for reader in (*many, one):
+        await reader.cut()

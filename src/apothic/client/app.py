@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from apothic.client import bundle, deployment
-from apothic.client.blocking import Facet, awaiting, blocking
+from apothic.client.blocking import Facet, awaiting, blocking, requesting
 from apothic.client.connection import ControlPlaneClient, client_for
 from apothic.client.declare import Declaring, Serving
 from apothic.client.function import Function
 from apothic.client.loop import LOOP, at_caller
 from apothic.client.remote import RemoteFunction
 from apothic.context import CurrentJob, CurrentService, calling
+from apothic.direct import on_loop
 from apothic.errors import ConfigError, NotDeployedError, NotFoundError
 from apothic.protocol import messages as m
 from apothic.protocol import routes
@@ -273,6 +274,7 @@ class App(Serving):
             return await self._find_inside(job, name)
         version, live = self._version, self._live
         if live is None or live.version != version:
+            await on_loop()
             async with self._only_one():
                 live = self._live
                 if live is None or live.version != version:
@@ -372,7 +374,7 @@ class RemoteApp:
         """Return the asynchronous side; `await app.aio.hydrate()` looks it up."""
         return RemoteAppAio(self)
 
-    @blocking
+    @requesting
     async def hydrate(self, /) -> dict[str, RemoteFunction]:
         """Look it up, now; return the functions by name. Raises `NotFoundError`."""
         try:

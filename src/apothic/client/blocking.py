@@ -1,8 +1,8 @@
 """One `async def` per deed; two ways to reach it: `job.status()` blocks, `await job.aio.status()` does not.
 
-A handle's method is written once under `@blocking`, `@streaming` or `@delivering`; its facet class names it again with
-`awaiting` or `iterating`. A method may also be a plain function that returns a coroutine or an iterator: what it does
-before that (packing the arguments) happens in the caller's thread.
+A handle's method is written once under `@blocking`, `@requesting`, `@streaming` or `@delivering`; its facet class names
+it again with `awaiting` or `iterating`. A method may also be a plain function that returns a coroutine or an iterator:
+what it does before that (packing the arguments) happens in the caller's thread.
 """
 
 from __future__ import annotations
@@ -146,6 +146,8 @@ class Facet(Generic[H]):
 class blocking(Generic[H, P, R]):
     """Make an `async def` a method that blocks."""
 
+    over: ClassVar[Callable[..., Any]] = staticmethod(LOOP.block)
+
     def __init__(self, fn: Callable[Concatenate[H, P], Coroutine[Any, Any, R]]) -> None:
         self.fn = fn
         update_wrapper(self, fn)
@@ -153,7 +155,8 @@ class blocking(Generic[H, P, R]):
         @wraps(fn)
         def form(obj: H, /, *args: P.args, **kwargs: P.kwargs) -> R:
             warn_if_looping(fn.__name__)
-            return LOOP.block(lambda: fn(obj, *args, **kwargs))
+            value: R = self.over(lambda: fn(obj, *args, **kwargs))
+            return value
 
         self._form: Any = form
 
@@ -166,6 +169,12 @@ class blocking(Generic[H, P, R]):
 
     def __call__(self, obj: H, /, *args: P.args, **kwargs: P.kwargs) -> R:
         return self._form(obj, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+class requesting(blocking[H, P, R]):
+    """Do as `blocking` for what is requests and their answers, in the caller's own thread: see `Loop.direct`."""
+
+    over = staticmethod(LOOP.direct)
 
 
 class awaiting(Generic[H, P, R]):

@@ -18,6 +18,7 @@ from apothic.client.blocking import Facet, awaiting, blocking
 from apothic.client.loop import LOOP
 from apothic.config import Settings
 from apothic.context import calling
+from apothic.direct import on_loop
 from apothic.errors import ConfigError, JobError
 from apothic.protocol.routes import Route
 from apothic.transport import Answer, Transport
@@ -74,7 +75,7 @@ class ControlPlaneClient:
 
     def ask_blocking(self, route: Route[A, R], message: A, *, timeout_s: float | None = None) -> R:
         """Ask one thing and return the answer. Ctrl-C gives up and closes the connection."""
-        return LOOP.block(lambda: self._ask(route, message, timeout_s))
+        return LOOP.direct(lambda: self._ask(route, message, timeout_s))
 
     async def _ask(self, route: Route[A, R], message: A, timeout_s: float | None) -> R:
         LOOP.at_stop(_close_all)
@@ -111,6 +112,7 @@ class ControlPlaneClient:
                 transport = self._jobs_own[job.base_url] = self._kept(Transport(job.base_url))
             return transport, job.token
         if self._home is None:
+            await on_loop()
             async with self._only_one():
                 if self._home is None:
                     self._home = self._kept(await self._settle())
@@ -142,7 +144,7 @@ class ControlPlaneClient:
         async def relocate() -> str:
             return (await embedded.find_or_start(folder, autostart=settings.autostart)).base_url
 
-        home = Transport(await relocate(), relocate=relocate)
+        home = Transport(await relocate(), relocate=relocate, blobs=folder / "blobs")
         home.use_key(settings.api_key or (lambda: embedded.admin_key(folder, home.base_url)))
         return home
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Self, TypeVar
 
 from apothic.client import owned, submission
-from apothic.client.blocking import adeliver, blocking, deliver, warn_if_looping
+from apothic.client.blocking import adeliver, blocking, deliver, requesting, warn_if_looping
 from apothic.client.bundle import home_of, remote_name
 from apothic.client.connection import ControlPlaneClient
 from apothic.client.job import Job
@@ -184,7 +184,7 @@ class Function(Mapped, Generic[P, R, L]):
         )  # fmt: skip
         return other
 
-    @blocking
+    @requesting
     def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Job]:
         """Submit a job; return its handle once the job is on disk.
 
@@ -196,7 +196,7 @@ class Function(Mapped, Generic[P, R, L]):
         self._refuse_service()
         return submission.spawn(self, submission.pack(self, args, kwargs), timeout_s=self._patience)
 
-    @blocking
+    @requesting
     def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Run it as a job and return its value.
 

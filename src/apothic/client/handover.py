@@ -38,6 +38,7 @@ from apothic.protocol.events import (
 
 if TYPE_CHECKING:
     from apothic.client.job import Job
+    from apothic.transport import Answer
 
 ITEMS = (ITEM,)
 _REASONS = {
@@ -72,6 +73,7 @@ async def items(
     on_reset: str = "raise",
     line: tuple[str, int] = ("apothic", 0),
     attached: bool = False,
+    opened: Answer | None = None,
     poll_interval_s: float = 1.0,
 ) -> AsyncGenerator[Callable[[], Any], None]:
     """Yield a deed for each item behind `after`; then raise what the job failed with, if it did.
@@ -87,7 +89,14 @@ async def items(
     if after is not None:
         job.stand(after, ITEMS)
     reader = Reader(
-        job, after, ITEMS, patience, attached=attached, latest=on_reset == "latest", poll_interval_s=poll_interval_s
+        job,
+        after,
+        ITEMS,
+        patience,
+        attached=attached,
+        opened=opened,
+        latest=on_reset == "latest",
+        poll_interval_s=poll_interval_s,
     )
     ended, warned = "", False
     async with contextlib.aclosing(reader.batches()) as batches:

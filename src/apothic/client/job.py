@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from apothic.client import handover
-from apothic.client.blocking import Facet, awaiting, blocking, delivering, iterating, user_frame
+from apothic.client.blocking import Facet, awaiting, delivering, iterating, requesting, user_frame
 from apothic.client.connection import ControlPlaneClient, client_for
 from apothic.client.outcome import Outcome
 from apothic.clock import SystemClock
+from apothic.direct import on_loop
 from apothic.errors import ApothicError, InvalidRequestError, WaitTimeoutError
 from apothic.protocol import ids, routes
 from apothic.protocol import messages as m
@@ -86,13 +87,13 @@ class Job:
         """Return the asynchronous side."""
         return JobAio(self)
 
-    @blocking
+    @requesting
     async def status(self, /) -> str:
         """Return `queued`, `starting`, `running`, `retrying`, `cancelling`, or how it ended: `succeeded`, `failed`,
         `cancelled`, `timed_out`. Raises `NotFoundError` for a job that does not exist."""
         return (await self._client._ask(routes.SHOW_JOB, m.ShowJob(job=self._job_id), None)).status.value
 
-    @blocking
+    @requesting
     async def logs(self, /) -> list[str]:
         """Return the retained lines, stdout and stderr in order of arrival; the list's `.trimmed` counts those gone."""
         found = LogLines()
@@ -105,7 +106,7 @@ class Job:
             after = page.lines[-1].line if page.lines else after
         return found
 
-    @blocking
+    @requesting
     async def cancel(self, /) -> str:
         """Cancel the job; return its status at commit: `cancelled`, `cancelling`, or the final one it had already.
 
@@ -113,7 +114,7 @@ class Job:
         """
         return (await self._client._ask(routes.CANCEL, m.CancelJob(job=self._job_id), None)).status.value
 
-    @blocking
+    @requesting
     async def wait(self, /, *, poll_interval_s: float = 1.0, timeout_s: float = 600.0) -> Any:
         """Return the job's value, waiting at most `timeout_s` seconds in all.
 
@@ -140,6 +141,7 @@ class Job:
             known = await self._client._ask(routes.RESULT, ask, max(left, 1.0))
             pause = min(poll_interval_s, left) - (clock.monotonic() - begun)
             if known.job.status not in FINAL and pause > 0 and wait_s > 0:
+                await on_loop()
                 await clock.sleep(pause)
         return await Outcome(self, known).value()
 

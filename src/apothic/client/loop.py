@@ -16,9 +16,13 @@ from contextvars import Context, ContextVar, copy_context
 from queue import SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
+from apothic.direct import DIRECT
+
 T = TypeVar("T")
 
 STOP_S = 20.0  # longer than what is left open at the process's end may take to cancel its jobs
+
+_NEVER = "a blocking call on apothic's own loop would never return; await the same method of `.aio`"
 
 Deed = Callable[[], Any]
 
@@ -181,15 +185,36 @@ class Loop:
         waits for its `finally` blocks, and is raised; a second interrupt does not wait.
         """
         if self.here():
-            raise RuntimeError(
-                "a blocking call on apothic's own loop would never return; await the same method of `.aio`"
-            )
-        waiting = caller or BlockedCaller()
+            raise RuntimeError(_NEVER)
         context = copy_context()
+        context.run(DIRECT.set, False)
+        return self._wait_for(make(), caller or BlockedCaller(), context)
+
+    def direct(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do as `block`, in this thread as far as the coroutine gets without a loop; from there on, on ours.
+
+        It needs none for requests and their answers. Where it does, it has to await `on_loop` before. An interrupt is
+        raised in the coroutine where it stands.
+        """
+        if self.here():
+            raise RuntimeError(_NEVER)
+        context = copy_context()
+        context.run(CALLER.set, None)
+        context.run(DIRECT.set, True)
+        coro = make()
+        try:
+            context.run(coro.send, None)
+        except StopIteration as ended:
+            value: T = ended.value
+            return value
+        context.run(DIRECT.set, False)
+        return self._wait_for(coro, BlockedCaller(), context)
+
+    def _wait_for(self, coro: Coroutine[Any, Any, T], waiting: BlockedCaller, context: Context) -> T:
         context.run(CALLER.set, waiting)
         run: _Run[T] = _Run(self.running(), waiting.inbox.put, context)
         try:  # an interrupt may come as soon as the coroutine runs, before we wait
-            run.begin(make())
+            run.begin(coro)
             while (news := waiting.inbox.get()) is not run:
                 if isinstance(news, _Errand):
                     news.serve()
@@ -209,6 +234,7 @@ class Loop:
         home = asyncio.get_running_loop()
         context = copy_context()
         context.run(CALLER.set, caller or AwaitingCaller(home))
+        context.run(DIRECT.set, False)
         ended: asyncio.Future[None] = home.create_future()
 
         def wake() -> None:

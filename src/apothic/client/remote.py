@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Self
 
 from apothic.client import owned, submission
-from apothic.client.blocking import Facet, awaiting, blocking, delivering, iterating, streaming
+from apothic.client.blocking import Facet, awaiting, blocking, delivering, iterating, requesting, streaming
 from apothic.client.connection import TIMEOUT_S, ControlPlaneClient, client_for
 from apothic.client.fanout import Fanout, Items, single, spread
 from apothic.client.job import Job
@@ -120,7 +120,7 @@ class RemoteFunction:
     def _view(self) -> m.FunctionView:
         return self._found or self.hydrate()
 
-    @blocking
+    @requesting
     async def hydrate(self, /) -> m.FunctionView:
         """Look it up, now. Raises `NotFoundError` that names what is missing."""
         return await self._look_up()
@@ -155,12 +155,12 @@ class RemoteFunction:
         )  # fmt: skip
         return other
 
-    @blocking
+    @requesting
     def spawn(self, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Job]:
         """Submit a job; return its handle once the job is on disk. See `Function.spawn`."""
         return submission.spawn(self, submission.pack(self, args, kwargs), timeout_s=self._client.timeout_s)
 
-    @blocking
+    @requesting
     def remote(self, /, *args: Any, timeout_s: float = TIMEOUT_S, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         """Run it as a job and return its value, waiting at most `timeout_s` seconds in all. See `Function.remote`."""
         return self._remote(submission.pack(self, args, kwargs), timeout_s)

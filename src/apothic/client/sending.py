@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -12,7 +11,7 @@ from typing import Any
 from apothic.client.future import Future
 from apothic.client.job import POLL_S, Job
 from apothic.client.outcome import Outcome
-from apothic.client.submission import ACCEPT, RETRY_S, Address, Target, retry_after, send_value
+from apothic.client.submission import ACCEPT, RETRY_S, Address, Target, fresh_key, retry_after, send_value
 from apothic.clock import SystemClock, wait_for
 from apothic.errors import NotFoundError, QueueFullError
 from apothic.protocol import messages as m
@@ -60,7 +59,7 @@ class Sender:
         self._fail = fail
         self.sending: set[Entry] = set()
         self._through = asyncio.Event()  # set by the end of each batch
-        self._name = secrets.token_hex(12)
+        self._name = fresh_key()
         self._count = 0
 
     async def run(self) -> None:

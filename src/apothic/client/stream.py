@@ -21,6 +21,7 @@ from apothic.protocol.events import END, ITEM, LOG, NUMBERED, RESET, SNAPSHOT, S
 
 if TYPE_CHECKING:
     from apothic.client.job import Job
+    from apothic.transport import Answer
 
 Told = tuple[str, Any, int | None]  # event, data, the frame's id; without an event a bookmark
 
@@ -58,12 +59,14 @@ class Reader:
         *,
         snapshot: bool = False,
         attached: bool = False,
+        opened: Answer | None = None,
         latest: bool = False,
         poll_interval_s: float = 1.0,
     ) -> None:
         self.cursor = after if snapshot else (-1 if after is None else after)
         self._ask = m.FollowJob(job=job.job_id, type=list(types), attached=attached)
         self._client = job._client
+        self._opened = opened  # the first connection, when it is there already
         self._patience = patience
         self._poll_interval_s = poll_interval_s
         self._latest = latest
@@ -87,7 +90,7 @@ class Reader:
         while not self._ended:
             if self._barren >= BARREN:
                 self._use_pages()
-            paged = clock.monotonic() < self._client.paged_until
+            paged = self._opened is None and clock.monotonic() < self._client.paged_until
             self._turn = False
             pause_s: float | None = None
             try:
@@ -111,9 +114,11 @@ class Reader:
         """Yield what one stream of server-sent events brings, as it comes."""
         self._asked = self._owed
         ask = replace(self._ask, after=self.cursor, snapshot=self._asked)
+        answer, self._opened = self._opened, None
         try:
-            opening = self._client.open(routes.EVENTS, ask, accept=EVENT_STREAM)
-            answer = await self._patience.during(opening, FIRST_S)
+            if answer is None:
+                opening = self._client.open(routes.EVENTS, ask, accept=EVENT_STREAM)
+                answer = await self._patience.during(opening, FIRST_S)
         except TimeoutError:
             self._use_pages()
             return

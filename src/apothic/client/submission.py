@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from msgspec.structs import replace
 
 from apothic.client.connection import ControlPlaneClient
-from apothic.client.job import CANCEL_S, POLL_S, Job
+from apothic.client.job import POLL_S, Job
 from apothic.clock import SystemClock
+from apothic.direct import on_loop
 from apothic.errors import ConfigError, NotFoundError, PayloadTooLargeError, QueueFullError
 from apothic.protocol import messages as m
 from apothic.protocol import routes, values
 from apothic.protocol.specs import Retries
 from apothic.protocol.values import Envelope
 
+T = TypeVar("T")
+
 ACCEPT: list[m.Encoding] = ["json", "pickle"]
 RETRY_S = 0.5  # between tries at a full queue, when the server does not say
+
+
+def fresh_key() -> str:
+    """Return an idempotency key that nobody else makes.
+
+    It begins with the time, as an id does: random keys came to a page each of the store's index, whose pages are many.
+    """
+    return f"{int(SystemClock().now() * 1000):012x}{secrets.token_hex(10)}"
 
 
 @dataclass(frozen=True)
@@ -100,8 +110,12 @@ def _positive(name: str, value: Any) -> float:
 
 def pack(target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Envelope:
     """Pack the arguments of one job. To be called in the caller's thread: it runs code of the caller's classes."""
-    limit = target.client_here().settings.payload_limit
-    return values.pack_arguments(args, kwargs, payload_limit=limit, what=target.name)
+    return packer(target)(args, kwargs)
+
+
+def packer(target: Target) -> Callable[[Sequence[Any], Mapping[str, Any]], Envelope]:
+    """Return what packs the arguments of many jobs, as `pack` does those of one."""
+    return partial(values.pack_arguments, payload_limit=target.client_here().settings.payload_limit, what=target.name)
 
 
 async def send_value(client: ControlPlaneClient, envelope: Envelope, timeout_s: float | None) -> m.Value:
@@ -118,18 +132,29 @@ async def send_value(client: ControlPlaneClient, envelope: Envelope, timeout_s: 
     return values.to_wire(packed, binary=True)
 
 
-async def submit(
-    target: Target, envelope: Envelope, *, timeout_s: float, wait: bool, attached: bool = False, owned: bool = False
-) -> tuple[Job, m.JobResult]:
-    """Submit one job; with `wait`, the answer may have its result already. Waits for room in a full queue.
+async def asked(client: ControlPlaneClient, ask: m.Submit, timeout_s: float) -> m.JobResult:
+    """Send one submission and return what the server says of its job."""
+    return await client._ask(routes.SUBMIT, ask, timeout_s)
 
-    Raises `QueueFullError` when there is none within `timeout_s` seconds. Deletes the file of `envelope`. With `owned`,
-    cancelling it cancels a job that is on its way.
+
+async def submit(
+    target: Target,
+    envelope: Envelope,
+    send: Callable[[ControlPlaneClient, m.Submit, float], Awaitable[T]],
+    *,
+    timeout_s: float,
+    wait: bool = False,
+    attached: bool = False,
+) -> T:
+    """Submit one job and return what `send` does; with `wait`, the answer may have its result already.
+
+    Waits for room in a full queue; raises `QueueFullError` when there is none within `timeout_s` seconds. Deletes the
+    file of `envelope`.
     """
     clock = SystemClock()
     until = clock.monotonic() + timeout_s
     client, submission = target.client_here(), target.submitted_with
-    key = submission.idempotency_key or secrets.token_hex(16)
+    key = submission.idempotency_key or fresh_key()
     again = True
     try:
         while True:
@@ -146,8 +171,7 @@ async def submit(
                 wait_s=max(0.0, min(POLL_S, until - clock.monotonic())) if wait else 0.0,
             )
             try:
-                reply = await (_sent(client, ask, left) if owned else client._ask(routes.SUBMIT, ask, left))
-                return Job(reply.job.id, client), reply
+                return await send(client, ask, left)
             except NotFoundError:
                 # The server's data may be gone; once more from the start, and no more than once.
                 if not again:
@@ -158,33 +182,23 @@ async def submit(
                 pause = retry_after(full)
                 if clock.monotonic() + pause > until:
                     raise
+                await on_loop()
                 await clock.sleep(pause)
     finally:
         envelope.discard()
 
 
-async def _sent(client: ControlPlaneClient, ask: m.Submit, left: float) -> m.JobResult:
-    sending = asyncio.ensure_future(client._ask(routes.SUBMIT, ask, left))
-    try:
-        return await asyncio.shield(sending)
-    except asyncio.CancelledError:
-        # What is on its way will be accepted, and only who knows the job can cancel it.
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(CANCEL_S):
-                await Job((await sending).job.id, client)._give_up()
-        raise
-
-
 async def spawn(target: Target, envelope: Envelope, *, timeout_s: float) -> Job:
     """Submit one job and return its handle once the job is on disk."""
-    return (await submit(target, envelope, timeout_s=timeout_s, wait=False))[0]
+    return Job((await submit(target, envelope, asked, timeout_s=timeout_s)).job.id, target.client_here())
 
 
 async def call(target: Target, envelope: Envelope, *, timeout_s: float) -> Any:
     """Submit one job and return its value: one request when it ends in time, then long polls."""
     clock = SystemClock()
     until = clock.monotonic() + timeout_s
-    job, known = await submit(target, envelope, timeout_s=timeout_s, wait=True)
+    known = await submit(target, envelope, asked, timeout_s=timeout_s, wait=True)
+    job = Job(known.job.id, target.client_here())
     return await job._wait(1.0, max(until - clock.monotonic(), 0.0), known)
 
 

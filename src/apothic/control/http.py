@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import re
@@ -18,11 +19,21 @@ from apothic.control.keys import Keys, Principal, refused
 from apothic.control.plane import Asker, Plane
 from apothic.control.sessions import Sessions
 from apothic.control.streams import Connection
-from apothic.errors import ApothicError, AuthError, InvalidRequestError, NotFoundError, PayloadTooLargeError
+from apothic.errors import (
+    ApothicError,
+    AuthError,
+    InvalidRequestError,
+    NotFoundError,
+    PayloadTooLargeError,
+    QueueFullError,
+)
 from apothic.probe import Probe
+from apothic.protocol import nearby
+from apothic.protocol.events import ITEM
 from apothic.protocol.lifecycle import FINAL
-from apothic.protocol.messages import ErrorBody, ErrorReply, Health, JobResult
-from apothic.protocol.routes import EVENTS, ROUTES, SESSION_PATH, Route
+from apothic.protocol.messages import ErrorBody, ErrorReply, FollowJob, Health, JobResult
+from apothic.protocol.routes import EVENTS, ROUTES, SESSION_PATH, SUBMIT, Route
+from apothic.store.blobs import Offer
 from apothic.store.gauges import Gauges
 
 log = logging.getLogger("apothic.control")
@@ -118,16 +129,22 @@ class Http:
             await self._stream(route, asker, _followed(route, fields, headers), headers, scope, receive, send)
             return
         if route.raw:
-            await self._blob(match, asker, route.ask(**fields), receive, send)
+            await self._blob(match, asker, route.ask(**fields), headers, receive, send)
             return
         if route.body:
             fields |= _body(match, headers, await read_all(receive))
+        asked = _convert(route, fields)
         try:
-            reply = await getattr(self._plane, route.name)(asker, _convert(route, fields))
+            reply = await getattr(self._plane, route.name)(asker, asked)
         except AuthError as error:  # the key is known by now, so it is good, but not for this
             raise Refused(403, error) from error
         body = msgspec.msgpack.encode(reply) if asker.binary else msgspec.json.encode(reply)
         self._probe.reach(match.reply)
+        if route is SUBMIT and asked.attached and EVENT_STREAM in headers.get("accept", ""):
+            with contextlib.suppress(QueueFullError):  # of streams: who is told of its job comes for its items later
+                follow = FollowJob(job=reply.job.id, type=[ITEM], attached=True)
+                await self._stream(EVENTS, asker, follow, headers, scope, receive, send)
+                return
         await respond(send, status_of(reply), body, MSGPACK if asker.binary else JSON)
 
     def _find(self, method: str, path: str) -> tuple[_Match, dict[str, str]]:
@@ -195,9 +212,13 @@ class Http:
         follow = self._plane.follow if route is EVENTS else self._plane.follow_deployment
         await follow(asker, ask, Connection(send, gone, allowed, abort, asker.principal.id))
 
-    async def _blob(self, match: _Match, asker: Asker, ask: Any, receive: Receive, send: Send) -> None:
+    async def _blob(
+        self, match: _Match, asker: Asker, ask: Any, headers: dict[str, str], receive: Receive, send: Send
+    ) -> None:
         if match.route.method == "PUT":
-            view = await self._plane.put_blob(asker, ask, body_chunks(receive))
+            name = headers.get(nearby.HEADER)
+            source = body_chunks(receive) if name is None else Offer(name)
+            view = await self._plane.put_blob(asker, ask, source)
             self._probe.reach(match.reply)
             await respond(send, 200, msgspec.json.encode(view), JSON)
             return

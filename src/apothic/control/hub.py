@@ -49,6 +49,10 @@ class Hub:
         """
         return self._rings[topic]
 
+    def listeners(self, topic: str) -> int:
+        """Return how many listen to a topic."""
+        return len(self._bells.get(topic, ()))
+
     @contextmanager
     def listen(self, topics: Iterable[str]) -> Iterator[Bell]:
         """Give a bell for these topics. Listen first, look second: what comes in between still rings."""

@@ -24,7 +24,7 @@ from apothic.protocol.lifecycle import FINAL
 from apothic.protocol.services import SERVICE_KINDS, described
 from apothic.protocol.session import Packed
 from apothic.store.applogs import topic
-from apothic.store.blobs import Blobs
+from apothic.store.blobs import Blobs, Offer
 from apothic.store.catalog import Catalog, MissingBlobs
 from apothic.store.fleet import Fleet
 from apothic.store.intake import NewJob
@@ -310,11 +310,11 @@ class Plane:
 
     # --- blobs, keys, fleet -------------------------------------------------------------------------------------
 
-    async def put_blob(self, asker: Asker, ask: m.Blob, chunks: AsyncIterator[bytes]) -> m.BlobView:
+    async def put_blob(self, asker: Asker, ask: m.Blob, source: AsyncIterator[bytes] | Offer) -> m.BlobView:
         # An agent's key: what a running job brings forth is taken as long as the disk takes it.
         if "worker" not in asker.principal.scopes:
             self._jobs.room.check()
-        return await self._blobs.put(ask.sha256, chunks)
+        return await self._blobs.put(ask.sha256, source)
 
     async def head_blob(self, asker: Asker, ask: m.Blob) -> m.BlobView:
         return await self._blobs.touch(ask.sha256)

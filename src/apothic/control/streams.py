@@ -128,7 +128,9 @@ class Streams:
             reader = _Reader(wish, other, bell, held, self._clock)
             watching = asyncio.create_task(reader.watch())
             try:
-                await other.send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+                # Who submits a job and is answered with its stream learns here which job it is.
+                headers = [*HEADERS, (b"apothic-job", wish.job.encode())] if not wish.deployment else HEADERS
+                await other.send({"type": "http.response.start", "status": 200, "headers": headers})
                 await self._follow(reader, first)
             except Exception as error:
                 # A write that stalled, or a store that failed. Closing in good order would wait for the very bytes that
@@ -151,8 +153,8 @@ class Streams:
                 break
             if not (page.more or page.reset):
                 await reader.rest()
-                if len(self._bells) > FEW:
-                    await self._clock.sleep(len(self._bells) * SHARE_S)
+                if not reader.gone and (together := self._hub.listeners(reader.wish.job)) > FEW:
+                    await self._clock.sleep(together * SHARE_S)
             now = self._clock.monotonic()
             if now - checked >= RECHECK_S:
                 if not await reader.other.allowed():

@@ -29,6 +29,7 @@ from apothic.store.tx import Tx, dumps
 
 # A connection holds at most one page: what a slow reader costs in memory.
 PAGE_BYTES = 256 * 1024
+FEW_EVENTS = 50  # of which a page is read on the event loop
 PAGE_EVENTS = 1_000
 WINDOW_ROTATED, CURSOR_AHEAD, ATTEMPT_RESTARTED = "window_rotated", "cursor_ahead", "attempt_restarted"
 
@@ -82,6 +83,8 @@ class Stream:
         """Return what comes next. Raises `NotFoundError`."""
         if wish.deployment:
             return await self._db.read(lambda tx: read_rollout(tx, wish))
+        if wish.limit <= FEW_EVENTS:
+            return self._db.look(lambda tx: read_page(tx, wish, self._jobs.view))
         return await self._db.read(lambda tx: read_page(tx, wish, self._jobs.view))
 
 

@@ -122,7 +122,8 @@ SELECT jobs.*, functions.app, functions.name AS function, versions.deployment_id
 
 -- list_unfinished: the same of a status that few jobs are in
 SELECT jobs.*, functions.app, functions.name AS function, versions.deployment_id, versions.spec
-  FROM (SELECT seq FROM jobs WHERE status IN ('queued', 'retrying') UNION ALL SELECT job FROM leases) AS unfinished
+  FROM (SELECT seq FROM jobs INDEXED BY jobs_waiting WHERE status IN ('queued', 'retrying')
+        UNION ALL SELECT job FROM leases) AS unfinished
   CROSS JOIN jobs ON jobs.seq = unfinished.seq
   JOIN versions ON versions.id = jobs.version JOIN functions ON functions.id = versions.function_id
  WHERE jobs.status = :status AND jobs.seq < :before
