@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import sqlite3
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,7 +20,7 @@ SECTIONS = ("calls", "streams", "services")
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="how often each workload runs")
+    parser.add_argument("--rounds", type=int, default=3, help="how often all of it runs, one after the other")
     parser.add_argument("--only", choices=SECTIONS, help="one part of it")
     known = ",".join(peers.PACKAGES)
     parser.add_argument("--peers", default=known, help=f"whom to measure beside us, of {known}; or ''")
@@ -40,14 +41,16 @@ def main() -> None:
     )
     found = Found()
     with ours.server() as data_dir:  # one for all: a process's clients stay with the server that they have found
-        if "calls" in chosen:
-            calls.measure(found, given.rounds, beside)
-        if "streams" in chosen:
-            streams.measure(found, given.rounds, beside, data_dir)
-        if "services" in chosen:
-            services.measure(found, given.rounds, beside)
+        for number in range(given.rounds):
+            print(f"round {number + 1} of {given.rounds}", file=sys.stderr)
+            if "calls" in chosen:
+                calls.measure(found, beside)
+                calls.measure_start(found)
+            if "streams" in chosen:
+                streams.measure(found, beside, data_dir)
+            if "services" in chosen:
+                services.measure(found, beside)
     if "calls" in chosen:
-        calls.measure_start(found, given.rounds)
         calls.report(found, names)
     if "streams" in chosen:
         streams.report(found, names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 
 from bench import floors, ours, peers
 from bench.table import Found, Line, show
@@ -20,37 +19,33 @@ RIVALS = [
 ]
 
 
-def measure(found: Found, rounds: int, beside: list[str]) -> None:
-    """Run every warm workload, its floors and the peers, round by round."""
-    for number in range(rounds):
-        print(f"calls, round {number + 1}", file=sys.stderr)
-        _warm_calls(found)
-        found.note("map", ours.map_rate(JOBS))
-        found.note("pool map", floors.pool_map(JOBS))
-        found.note("spawn", ours.spawn_rate(SINGLES))
-        found.note("spawn 32", ours.spawn_rate_of_threads(3000, 32))
-        found.note("spawn_map", ours.spawn_map_rate(MAPPED))
-        found.note("append", 1 / statistics.median(floors.synced_appends(500)))
-        found.note("mb_s", ours.megabytes_s())
-        found.note("new container", ours.new_container_ms(10))
-        words = ("--calls", str(CALLS), "--jobs", str(JOBS), "--singles", str(SINGLES))
-        for script in peers.scripts("calls", beside):
-            for figure, value in script.measured(*words).items():
-                found.note(f"{script.name} {figure}", value)
+def measure(found: Found, beside: list[str]) -> None:
+    """Run every warm workload, its floors and the peers, once."""
+    _warm_calls(found)
+    found.note("map", ours.map_rate(JOBS))
+    found.note("pool map", floors.pool_map(JOBS))
+    found.note("spawn", ours.spawn_rate(SINGLES))
+    found.note("spawn 32", ours.spawn_rate_of_threads(3000, 32))
+    found.note("spawn_map", ours.spawn_map_rate(MAPPED))
+    found.note("append", 1 / statistics.median(floors.synced_appends(500)))
+    found.note("mb_s", ours.megabytes_s())
+    found.note("new container", ours.new_container_ms(10))
+    words = ("--calls", str(CALLS), "--jobs", str(JOBS), "--singles", str(SINGLES))
+    for script in peers.scripts("calls", beside):
+        for figure, value in script.measured(*words).items():
+            found.note(f"{script.name} {figure}", value)
 
 
-def measure_start(found: Found, rounds: int) -> None:
-    """Run what starts from nothing, and its floors, round by round; no server may be running."""
-    for number in range(rounds):
-        print(f"start, round {number + 1}", file=sys.stderr)
-        seconds, memory = ours.from_nothing()
-        found.note("first result", seconds)
-        found.note("memory", memory)
-        found.note("pool first result", floors.pool_first_result())
-        bare = statistics.median(floors.interpreter(10))
-        found.note("bare interpreter", bare * 1000)
-        found.note("import", (statistics.median(floors.interpreter(10, "import apothic")) - bare) * 1000)
-        found.note("help", ours.help_ms())
+def measure_start(found: Found) -> None:
+    """Run what starts from nothing, and its floors, once."""
+    seconds, memory = ours.from_nothing()
+    found.note("first result", seconds)
+    found.note("memory", memory)
+    found.note("pool first result", floors.pool_first_result())
+    bare = statistics.median(floors.interpreter(10))
+    found.note("bare interpreter", bare * 1000)
+    found.note("import", (statistics.median(floors.interpreter(10, "import apothic")) - bare) * 1000)
+    found.note("help", ours.help_ms())
 
 
 def _warm_calls(found: Found) -> None:

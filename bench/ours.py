@@ -24,7 +24,7 @@ from bench.floors import timed
 def server() -> Iterator[Path]:
     """Run a server on a fresh data directory; everything is gone afterwards."""
     data_dir = Path(tempfile.mkdtemp(prefix="apothic-bench-"))
-    environment = {**os.environ, "APOTHIC_DATA_DIR": str(data_dir)}
+    environment = {**os.environ, "APOTHIC_DATA_DIR": str(data_dir), "APOTHIC_GATEWAY_PORT": "0"}
     try:
         apothic("up", "--port=0", env=environment)
         os.environ["APOTHIC_DATA_DIR"] = str(data_dir)
@@ -140,7 +140,7 @@ def from_nothing() -> tuple[float, float]:
     The start of the server is part of it; what then runs is the server, an agent and one warm container.
     """
     data_dir = Path(tempfile.mkdtemp(prefix="apothic-bench-"))
-    environment = {**os.environ, "APOTHIC_DATA_DIR": str(data_dir)}
+    environment = {**os.environ, "APOTHIC_DATA_DIR": str(data_dir), "APOTHIC_GATEWAY_PORT": "0"}
     try:
         began = time.perf_counter()
         code = "from bench.noop import noop; assert noop.remote(1) == 1"

@@ -19,26 +19,24 @@ CONNECTIONS, REQUESTS, PEERS_REQUESTS = 32, 20_000, 2_000
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def measure(found: Found, rounds: int, beside: list[str]) -> None:
-    """Run every workload, its floor and its peer, round by round."""
+def measure(found: Found, beside: list[str]) -> None:
+    """Run every workload, its floor and its peer, once."""
     from bench import web
 
     gate = urlsplit(web.web.get_web_url())
     assert gate.hostname is not None and gate.port is not None
     ours = gate.hostname, gate.port
     with floors.bare_server("bench.web:answer") as bare:
-        for number in range(rounds):
-            print(f"services, round {number + 1}", file=sys.stderr)
-            for name, address, mount in (("bare web", bare, ""), ("gateway", ours, "/bench-web/web")):
-                load(*address, f"{mount}/", 1_000)
-                for key, value in load(*address, f"{mount}/", REQUESTS).items():
-                    found.note(f"{name} {key}", value)
-                found.note(f"{name} piece_ms", delay_ms(*address, f"{mount}/ticks"))
-            found.note("cold", cold_ms(*ours))
-            for script in peers.scripts("services", beside):
-                words = ("--python", sys.executable, "--root", str(ROOT), "--connections", str(CONNECTIONS))
-                for key, value in script.measured(*words, "--count", str(PEERS_REQUESTS)).items():
-                    found.note(f"{script.name} serve {key}", value)
+        for name, address, mount in (("bare web", bare, ""), ("gateway", ours, "/bench-web/web")):
+            load(*address, f"{mount}/", 1_000)
+            for key, value in load(*address, f"{mount}/", REQUESTS).items():
+                found.note(f"{name} {key}", value)
+            found.note(f"{name} piece_ms", delay_ms(*address, f"{mount}/ticks"))
+    found.note("cold", cold_ms(*ours))
+    for script in peers.scripts("services", beside):
+        words = ("--python", sys.executable, "--root", str(ROOT), "--connections", str(CONNECTIONS))
+        for key, value in script.measured(*words, "--count", str(PEERS_REQUESTS)).items():
+            found.note(f"{script.name} serve {key}", value)
 
 
 def load(host: str, port: int, path: str, count: int) -> dict[str, float]:

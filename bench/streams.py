@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import statistics
-import sys
 from pathlib import Path
 
 from bench import floors, hundred, ours_streams, peers, readers, sse
@@ -17,16 +16,14 @@ READERS = 10
 TIMES = 50
 
 
-def measure(found: Found, rounds: int, beside: list[str], data_dir: Path) -> None:
-    """Run every workload, its floor and its peer, round by round."""
+def measure(found: Found, beside: list[str], data_dir: Path) -> None:
+    """Run every workload, its floor and its peer, once."""
+    _ours(found, data_dir)
     with floors.bare_server("bench.sse:stream") as address:
-        for number in range(rounds):
-            print(f"streams, round {number + 1}", file=sys.stderr)
-            _ours(found, data_dir)
-            _floor(found, address)
-            for script in peers.scripts("streams", beside):
-                for figure, value in script.measured("--items", str(ITEMS), "--times", str(TIMES)).items():
-                    found.note(f"{script.name} {figure}", value)
+        _floor(found, address)
+    for script in peers.scripts("streams", beside):
+        for figure, value in script.measured("--items", str(ITEMS), "--times", str(TIMES)).items():
+            found.note(f"{script.name} {figure}", value)
 
 
 def _ours(found: Found, data_dir: Path) -> None:
