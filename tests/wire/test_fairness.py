@@ -27,7 +27,7 @@ def ended(client: ControlPlaneClient, job: str) -> float:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("count", [6_000, pytest.param(20_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [30_000, pytest.param(100_000, marks=pytest.mark.soak)])
 def test_a_single_job_of_another_app_runs_amid_a_long_map(client: ControlPlaneClient, count: int) -> None:
     long = greedy.no_op.spawn_map(range(count))
     before = count // 10

@@ -81,11 +81,12 @@ class Picture:
     @property
     def is_easy(self) -> bool:
         """Tell whether containers that are ready have room for all that is due, each for what it is meant for."""
-        free = dict.fromkeys((wanted.version for wanted in self.wanted), 0)
+        meant = {wanted.version: min(wanted.slots, wanted.per_container) for wanted in self.wanted}
+        free = dict.fromkeys(meant, 0)
         for seat in self.seats:
-            if seat.connected and seat.state == "ready":
-                free[seat.version] += max(0, seat.slots - seat.taken)
-        return all(wanted.due <= min(free[wanted.version], wanted.per_container) for wanted in self.wanted)
+            if seat.version in meant and seat.connected and seat.state == "ready":
+                free[seat.version] += max(0, meant[seat.version] - seat.taken)
+        return all(wanted.due <= free[wanted.version] for wanted in self.wanted)
 
 
 @dataclass(frozen=True)
