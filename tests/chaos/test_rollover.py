@@ -124,6 +124,7 @@ def roll(tmp_path: Path, seed: str, rounds: int, broken: int) -> str:
         first.app.deploy()
         url = f"{server.gateway_url}/rolling/web/"
         with Visitors(url) as visitors:
+            until(lambda: "0" in visitors.versions, 30, "version 0")
             for version in range(1, rounds):
                 trouble = 'raise RuntimeError("out of order")' if version in bad else "pass"
                 module = loaded(tmp_path, version, trouble)
