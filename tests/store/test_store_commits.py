@@ -293,3 +293,46 @@ async def test_full_durability_is_said_to_sqlite(tmp_path: Path) -> None:
         mode = await db.write(lambda tx: tuple(tx._connection.execute("PRAGMA journal_mode").fetchone()))
         assert (seen, mode) == ((level,), ("wal",))
         await db.close()
+
+
+async def test_a_deed_that_fails_does_not_stop_the_writer(store: Store) -> None:
+    def breaks() -> None:
+        raise RuntimeError("a bug")
+
+    def write(tx: Tx) -> None:
+        secret(tx, "kept")
+        tx.at_once(breaks, lambda: None)
+        tx.then(breaks)
+
+    await asyncio.wait_for(store.db.write(write), 5)
+    await asyncio.wait_for(store.db.write(lambda tx: secret(tx, "next")), 5)
+    assert await store.rows("SELECT count(*) FROM secrets") == [(2,)]
+
+
+async def test_what_waits_is_finished_before_the_store_closes_on_a_slow_disk(tmp_path: Path) -> None:
+    made = Store(tmp_path / "apothic.db")
+    made.db.open()
+    await made.db.write(lambda tx: secret(tx, "first"))
+    made.db.commit_s = 1.0
+    last = asyncio.ensure_future(made.db.write(lambda tx: secret(tx, "last")))
+    await asyncio.sleep(0)
+    await made.db.close()
+    await asyncio.wait_for(last, 5)
+
+
+async def test_a_look_that_fails_leaves_nothing_and_one_within_a_write_commits_nothing(store: Store) -> None:
+    def bad(tx: Tx) -> None:
+        secret(tx, "sneaked")
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        store.db.look(bad)
+
+    def write(tx: Tx) -> None:
+        secret(tx, "half")
+        assert store.db.look(lambda tx: tx._connection.execute("SELECT count(*) FROM secrets").fetchone()[0]) == 0
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        await store.db.write(write)
+    assert await store.rows("SELECT count(*) FROM secrets") == [(0,)]

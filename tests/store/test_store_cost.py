@@ -74,3 +74,21 @@ async def test_a_single_call_looks_at_its_own_containers_and_its_end_at_none(
     await store.finish(given, DONE)
     assert not {"seats", "seats, near", "wanting", "hosts"} & statements.keys()
     assert statements.total() < 12
+
+
+async def test_two_reports_of_a_frame_that_cannot_be_stored_leave_both_containers_idle(store: Store) -> None:
+    function = await store.live("app", spec(max_containers=2, keep_warm_s=60))
+    given = []
+    for _ in range(2):
+        await store.submit(function)
+        for start in store.started():
+            await store.news("agt", ContainerNews(id=start.container, state="ready", pid=7))
+        given += store.taken()
+    bad = Outcome(value=Packed(encoding="json", data=b"no json", size=7))
+    reports = [
+        Report(job=g.job, attempt=g.attempt, token=g.token, seq=0, at=1.0, began=True, outcome=bad) for g in given
+    ]
+    await store.fleet.reports("agt", Reports(number=0, reports=reports))
+    assert [await store.status(g.job) for g in given] == ["failed", "failed"]
+    assert len({g.container for g in given}) == 2
+    assert await store.rows("SELECT count(*) FROM containers WHERE idle_since IS NULL") == [(0,)]

@@ -93,3 +93,18 @@ async def test_an_agent_that_has_not_been_welcomed_is_told_after_the_commit(stag
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(agent._down.get(), 0.05)
     await submitting
+
+
+async def test_a_job_that_began_early_may_call_others(stage: Stage, agent: Puppet) -> None:
+    function = await warm(stage, agent)
+    async with slow_commit(stage):
+        submitting = asyncio.create_task(stage.submit(function))
+        given = await agent.work()
+        asking = asyncio.create_task(stage.ask("GET /v1/functions", query={"app": "app"}, key=given.job_token))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not asking.done()  # its claim is not on disk, so nobody knows yet whether it runs
+    assert (await asking).status == 200
+    await submitting
+    stranger = given.job_token.replace(given.job, given.job[:-1] + ("0" if given.job[-1] != "0" else "1"))
+    assert (await stage.ask("GET /v1/functions", query={"app": "app"}, key=stranger)).status == 401

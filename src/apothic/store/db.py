@@ -132,6 +132,7 @@ class Database:
         self._waiting.append(_Write(fn, done))
         if not self._at_work:
             self._at_work = True
+            self._over.clear()
             self._loop.call_soon(self._turn)  # not at once: what else comes in this round shares the commit
         return await done
 
@@ -148,8 +149,11 @@ class Database:
             if self._is_beside or self._faulted or self._connection is None:
                 return self._read(fn)
             # The writer's own, between two of its transactions: what others have read they forget at each commit.
-            return self._snapshot(self._connection, fn)
+            if not self._connection.in_transaction:
+                return self._snapshot(self._connection, fn)
+            return self._read(fn)
         except sqlite3.Error as error:
+            self._faulted |= is_faulty(error)  # a page that was read short would be believed for ever
             raise named_error(error) from error
 
     def _opened(self) -> sqlite3.Connection:
@@ -199,17 +203,16 @@ class Database:
 
     def _snapshot(self, connection: sqlite3.Connection, fn: Callable[[Tx], T]) -> T:
         changes = connection.total_changes
+        connection.execute("BEGIN")
         try:
-            connection.execute("BEGIN")
             found = fn(Tx(connection, self._probe))
             # Not by PRAGMA query_only, where the connection is the writer's: that has every statement compiled anew.
             if connection.total_changes != changes:
-                connection.execute("ROLLBACK")
                 raise sqlite3.OperationalError("a readonly transaction has written")
             return found
         finally:
             if connection.in_transaction:  # a fault may have ended it
-                connection.execute("COMMIT")
+                connection.execute("ROLLBACK")  # there is nothing to keep
 
     # --- the writer -----------------------------------------------------------------------------------------------
 
@@ -241,19 +244,19 @@ class Database:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute("PRAGMA busy_timeout = 0")
             self._loop.call_soon_threadsafe(self._begun, None)
-        except sqlite3.Error as error:
-            self._connection.execute("PRAGMA busy_timeout = 0")
+        except Exception as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("PRAGMA busy_timeout = 0")
             self._loop.call_soon_threadsafe(self._begun, error)
 
-    def _begun(self, error: sqlite3.Error | None) -> None:
+    def _begun(self, error: Exception | None) -> None:
         self._is_beside = False
         if error is None:
             self._write_batch()
             return
         batch = list(self._waiting)
         self._waiting.clear()
-        for write in batch:
-            write.fail(error)
+        self._undo(batch, error)
         self._told(batch, [])
 
     def _write_batch(self) -> None:
@@ -268,18 +271,20 @@ class Database:
                 self._run_one(connection, batch[-1], tx)
                 rows += tx.rows
                 if batch[-1].error is None:
+                    early += tx.early
                     after += tx.after
                     queue_changed |= tx.queue_changed
                     fleet_changed |= tx.fleet_changed
             if (queue_changed or fleet_changed) and self.last_word is not None:
                 tx = self._run_last_word(connection, self.last_word, fleet_changed)
-                early, after = tx.early, after + tx.after
+                early += tx.early
+                after += tx.after
         except Exception as error:
             self._undo(batch, error)
             self._told(batch, [])
             return
         for each in early:
-            each.deed()
+            _do(each.deed)
         if self.commit_s > SLOW_S:
             self._is_beside = True
             self._errands.put(lambda: self._commit_beside(batch, early, after))
@@ -328,7 +333,7 @@ class Database:
         self._is_beside = False
         self._faulted = any(is_faulty(write.cause) for write in batch)
         for deed in after:  # first: a caller may wait for its result, where an agent waits for an acknowledgement
-            deed()
+            _do(deed)
         for write in batch:
             write.tell()
         if self._waiting:
@@ -383,3 +388,11 @@ class Database:
             tx = Tx(connection, self._probe)
         connection.execute("RELEASE last_word")
         return tx
+
+
+def _do(deed: Callable[[], None]) -> None:
+    """Do what others have left for the commit. Whatever it raises is theirs, and the writer goes on."""
+    try:
+        deed()
+    except Exception:
+        log.exception("store.deed_failed")

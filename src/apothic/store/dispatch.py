@@ -120,11 +120,11 @@ class Dispatcher:
         sent: list[bool] = []
 
         def push() -> None:
-            if not sent[0]:
+            if not any(sent):
                 self._push(agent, frame)
 
         def recall() -> None:
-            if sent[0]:
+            if any(sent):
                 self._push(agent, Renewed(number=0, dead_leases=[each.token for each in frame.assignments]))
 
         tx.at_once(lambda: sent.append(self._early(agent, frame)), undo=recall)

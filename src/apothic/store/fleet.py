@@ -190,6 +190,7 @@ class Fleet:
                 return False
             what = f"what its container reported cannot be stored: {error}"
             moves.end(job, Outcome(failure=Failure(kind="serialization", type="ReportRefused", message=what)), [], now)
+            moves.pending.flush()  # the next one that is refused drops what is pending
             return True
 
     async def renew(self, agent_id: str) -> None:

@@ -83,7 +83,7 @@ class Stream:
         """Return what comes next. Raises `NotFoundError`."""
         if wish.deployment:
             return await self._db.read(lambda tx: read_rollout(tx, wish))
-        if wish.limit <= FEW_EVENTS:
+        if wish.limit <= FEW_EVENTS and not wish.snapshot:  # which may count all jobs that wait
             return self._db.look(lambda tx: read_page(tx, wish, self._jobs.view))
         return await self._db.read(lambda tx: read_page(tx, wish, self._jobs.view))
 
