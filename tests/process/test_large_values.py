@@ -13,7 +13,7 @@ import pytest
 from chaos.aftermath import check_no_slot_leaks, job_of, loaded
 from rig import Server, serving
 
-from apothic import ControlPlaneClient
+from apothic import ControlPlaneClient, transport
 from apothic.errors import JobFailedError, PayloadTooLargeError
 
 MIB = 1024 * 1024
@@ -32,6 +32,31 @@ def echo(data: bytes) -> bytes:
 @app.function(memory_mb=4096)
 def make(size: int) -> bytes:
     return bytes(size)
+
+
+kept = []
+
+
+@app.function(max_containers=1)
+def tamper(data: bytes) -> bytes:
+    # Writes into all that lies around of this value, and of those before it.
+    import os, pathlib, tempfile
+
+    for number in kept:
+        os.pwrite(number, b"tampered", 0)
+    for path in (pathlib.Path(os.environ["TMPDIR"]).parents[2] / "files").glob("in-*"):
+        path.write_bytes(b"tampered")
+        kept.append(os.open(path, os.O_RDWR))
+    real = tempfile.mkstemp
+
+    def mkstemp(*given, **named):
+        tempfile.mkstemp = real
+        number, name = real(*given, **named)
+        kept.append(os.dup(number))
+        return number, name
+
+    tempfile.mkstemp = mkstemp
+    return data + bytes([len(kept)])
 """
 
 
@@ -134,3 +159,26 @@ def test_a_result_over_the_limit_names_size_limit_and_what(
     assert "payload_limit" in str(caught.value)
     assert app.make.remote(10) == bytes(10)
     check_no_slot_leaks(server, client)
+
+
+def test_what_user_code_holds_open_is_no_blob(server: Server, tmp_path: Path) -> None:
+    with loaded(tmp_path, "large", LARGE, server.client()) as app:
+        for turn in range(3):
+            data = bytes([turn]) * MIB
+            # Its own input, which it scribbled over, and its output before this one are within its reach.
+            assert app.tamper.remote(data) == data + bytes([2 * turn + 1])
+    blobs = list((server.data_dir / "blobs").glob("[0-9a-f][0-9a-f]/*"))
+    assert len(blobs) >= 6
+    for blob in blobs:
+        assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name
+
+
+def test_beside_the_server_a_caller_sends_and_gets_no_byte_of_it(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APOTHIC_DATA_DIR", str(server.data_dir))
+    monkeypatch.setattr(transport, "_chunks_of", None)
+    monkeypatch.setattr(transport, "_write_checked", None)
+    with ControlPlaneClient() as client, loaded(tmp_path, "large", LARGE, client) as app:
+        data = b"beside" * MIB
+        assert app.echo.remote(data) == data

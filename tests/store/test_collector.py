@@ -13,6 +13,7 @@ import pytest
 from keeprig import DAY, Keeper, ended, large_item, referred, sha
 from storerig import DONE, Store, broken
 
+from apothic import nearby
 from apothic.errors import InvalidRequestError, NotFoundError
 from apothic.protocol.messages import AppManifest, SourceFile
 from apothic.protocol.session import Assignment
@@ -351,3 +352,15 @@ async def test_many_histories(tmp_path: Path) -> None:
         await store.db.close()
         shutil.rmtree(folder)
         print(f"{number + 1:,} of {last:,} histories", flush=True)
+
+
+async def test_an_offer_that_nobody_came_back_for_goes_after_an_hour(store: Store, keeper: Keeper) -> None:
+    keeper.blobs.clear()
+    old, new = (nearby.offer(keeper.root, name * 32) for name in "01")
+    for offer, age in ((old, GRACE_S + 1), (new, 0)):
+        offer.write_bytes(b"offered")
+        os.utime(offer, times=(store.clock.now() - age,) * 2)
+    for _ in range(256):  # once round all folders
+        await keeper.collector.step()
+    assert not old.exists()
+    assert new.exists()

@@ -24,7 +24,7 @@ from apothic.agent.isolate import environment
 from apothic.agent.lines import LONGEST, Assembler, Tail
 from apothic.agent.outbox import FRAME_BYTES, Outbox, Story
 from apothic.agent.passage import Passage
-from apothic.agent.route import LocalRoute, RemoteRoute
+from apothic.agent.route import Freight, LocalRoute, RemoteRoute
 from apothic.agent.window import JobCancelled, Window
 from apothic.clock import ManualClock
 from apothic.errors import InvalidRequestError
@@ -452,6 +452,20 @@ def test_a_local_route_follows_the_server(tmp_path: Path) -> None:
         told.write_text(f'{{"base_url": "http://127.0.0.1:{port}"}}')
         found = route.find()
         assert found is not None and (found.base_url, found.key) == (f"http://127.0.0.1:{port}", "secret")
+
+
+async def test_the_agent_of_a_data_directory_reads_blobs_where_they_lie(tmp_path: Path) -> None:
+    sha256 = hashlib.sha256(b"bytes").hexdigest()
+    blob = tmp_path / "blobs" / sha256[:2] / sha256
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(b"bytes")
+    freight = Freight(LocalRoute(tmp_path), ManualClock())  # there is no server to ask
+    await freight.fetch(sha256, tmp_path / "value")
+    await freight.close()
+
+    assert (tmp_path / "value").read_bytes() == b"bytes"
+    assert not (tmp_path / "value").samefile(blob)  # user code may write to it
+    assert RemoteRoute("http://example.org", "k").nearby is None
 
 
 def test_a_remote_route_tries_again_within_a_second() -> None:

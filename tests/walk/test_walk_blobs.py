@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
-from walkrig import Puppet, Stage, spec
+from walkrig import Answer, Puppet, Stage, spec
 
+from apothic import nearby
 from apothic.protocol.messages import AppManifest, SourceFile
 
 DATA = bytes(range(256)) * 5000
@@ -16,7 +18,19 @@ PARTS = [DATA[n : n + 100_000] for n in range(0, len(DATA), 100_000)]
 
 
 def files(stage: Stage) -> list[Path]:
-    return [path for path in (stage.data_dir / "blobs").rglob("*") if path.is_file()]
+    return [path for path in (stage.data_dir / "blobs").rglob("*") if not path.is_dir()]
+
+
+NAME = "0123456789abcdef" * 2
+
+
+def place(stage: Stage) -> Path:
+    """Where the offer of that name lies."""
+    return nearby.offer(stage.data_dir / "blobs", NAME)
+
+
+async def put_offer(stage: Stage, name: str = NAME) -> Answer:
+    return await stage.ask(f"PUT /v1/blobs/{SHA256}", headers={nearby.HEADER: name})
 
 
 async def test_there_and_back(stage: Stage) -> None:
@@ -100,3 +114,104 @@ async def test_an_input_by_reference(stage: Stage, agent: Puppet) -> None:
     await stage.submit(function, body={"input": value, "args": None})
     given = await agent.work()
     assert (given.input.sha256, given.input.size, given.input.data) == (SHA256, len(DATA), None)
+
+
+# --- files that somebody with access to the directory has put there -----------------------------------------------
+
+
+async def test_an_offered_file_becomes_the_blob(stage: Stage) -> None:
+    place(stage).write_bytes(DATA)
+    number = place(stage).stat().st_ino
+    put = await put_offer(stage)
+    assert (put.status, put.json()) == (200, {"sha256": SHA256, "size": len(DATA)})
+    blob = stage.data_dir / "blobs" / SHA256[:2] / SHA256
+    assert files(stage) == [blob]
+    assert blob.stat().st_ino == number
+    assert (await stage.ask(f"GET /v1/blobs/{SHA256}")).body == DATA
+    assert (await stage.ask(f"HEAD /v1/blobs/{SHA256}")).status == 200
+
+
+async def test_an_offer_of_other_bytes_is_refused(stage: Stage) -> None:
+    place(stage).write_bytes(DATA + b"!")
+    answer = await put_offer(stage)
+    assert (answer.status, answer.code) == (400, "invalid_request")
+    assert files(stage) == []
+
+
+async def test_an_offer_that_is_not_there_is_404(stage: Stage) -> None:
+    assert (await put_offer(stage)).status == 404
+    assert (await stage.ask(f"HEAD /v1/blobs/{SHA256}")).status == 404
+
+
+@pytest.mark.parametrize("name", ["", "x", "../../admin.key", "/etc/passwd", "%00" * 32])
+async def test_what_is_no_name_of_an_offer_is_400(stage: Stage, name: str) -> None:
+    assert (await put_offer(stage, name)).status == 400
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
+async def test_only_a_plain_file_is_an_offer(stage: Stage, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "elsewhere").write_bytes(DATA)
+    match kind:
+        case "link":
+            place(stage).symlink_to(tmp_path / "elsewhere")
+        case "pipe":
+            os.mkfifo(place(stage))
+        case _:
+            place(stage).mkdir()
+    assert (await put_offer(stage)).status == 400
+    assert (tmp_path / "elsewhere").read_bytes() == DATA
+    stage.control.blobs.clear()  # at the next start
+    assert place(stage).exists() == (kind == "directory")
+    if kind == "directory":
+        place(stage).rmdir()
+
+
+@pytest.mark.parametrize("stage", [{"payload_limit": 1000}], indirect=True)
+async def test_an_offer_over_the_limit_is_413(stage: Stage) -> None:
+    place(stage).write_bytes(DATA)
+    answer = await put_offer(stage)
+    assert (answer.status, answer.code) == (413, "payload_too_large")
+    assert files(stage) == []
+
+
+async def test_whoever_may_store_no_blobs_may_offer_none(stage: Stage) -> None:
+    place(stage).write_bytes(DATA)
+    key = (await stage.got("POST /v1/keys", {"name": "reader", "scopes": ["read:jobs"]}))["secret"]
+    answer = await stage.ask(f"PUT /v1/blobs/{SHA256}", headers={nearby.HEADER: NAME}, key=key)
+    assert answer.status == 403
+    assert files(stage) == [place(stage)]
+    place(stage).unlink()
+
+
+async def test_offers_that_a_crash_left_are_gone_at_the_next_start(stage: Stage) -> None:
+    place(stage).write_bytes(DATA)
+    stage.control.blobs.clear()
+    assert files(stage) == []
+
+
+@pytest.mark.parametrize("offered", [False, True])
+async def test_the_server_hashes_each_byte_once(stage: Stage, monkeypatch: pytest.MonkeyPatch, offered: bool) -> None:
+    hashed, sha256 = 0, hashlib.sha256
+
+    class Counting:
+        """A hash that counts."""
+
+        def __init__(self, data: bytes = b"") -> None:
+            self._digest = sha256(data)
+
+        def update(self, data: bytes) -> None:
+            nonlocal hashed
+            hashed += len(data)
+            self._digest.update(data)
+
+        def hexdigest(self) -> str:
+            return self._digest.hexdigest()
+
+    monkeypatch.setattr(hashlib, "sha256", Counting)
+    if offered:
+        place(stage).write_bytes(DATA)
+        await put_offer(stage)
+    else:
+        await stage.ask(f"PUT /v1/blobs/{SHA256}", body=PARTS)
+    assert (await stage.ask(f"GET /v1/blobs/{SHA256}")).body == DATA
+    assert hashed == len(DATA)

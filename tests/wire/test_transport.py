@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rig import Server
 
-from apothic import transport
+from apothic import nearby, transport
 from apothic.errors import (
     AuthError,
     ConfigError,
@@ -20,6 +20,7 @@ from apothic.errors import (
     ServerUnavailableError,
     VersionMismatchError,
 )
+from apothic.nearby import Nearby
 from apothic.protocol import messages as m
 from apothic.protocol import routes
 from apothic.transport import Transport
@@ -52,6 +53,78 @@ async def test_a_file_goes_up_and_comes_down_by_its_hash(asker: Transport, tmp_p
 
     assert (tmp_path / "down").read_bytes() == data
     assert sorted(path.name for path in tmp_path.iterdir()) == ["down", "up"]
+
+
+@pytest.fixture
+async def beside(server: Server) -> AsyncIterator[Transport]:
+    """A transport that has the server's directory at hand."""
+    key = (server.data_dir / "admin.key").read_text().strip()
+    asker = Transport(server.base_url, key, first_patience_s=0.3, nearby=Nearby(server.data_dir / "blobs"))
+    yield asker
+    await asker.close()
+
+
+def stored(server: Server, sha256: str) -> Path:
+    return server.data_dir / "blobs" / sha256[:2] / sha256
+
+
+def fresh(path: Path) -> str:
+    """Write a file whose like there was not, and return its hash."""
+    data = os.urandom(100_000)
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("given", [False, True])
+async def test_beside_the_server_a_file_is_handed_over(
+    server: Server, beside: Transport, tmp_path: Path, given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "_chunks_of", None)  # no byte of it is sent
+    sha256 = fresh(tmp_path / "up")
+    assert (await beside.put_blob(tmp_path / "up", sha256, 100_000, given=given)).size == 100_000
+    assert stored(server, sha256).read_bytes() == (tmp_path / "up").read_bytes()
+    assert stored(server, sha256).samefile(tmp_path / "up") == given
+    assert await beside.has_blob(sha256)
+    assert list(nearby.offers(server.data_dir / "blobs").iterdir()) == []
+
+
+async def test_beside_the_server_what_is_there_is_not_handed_over_again(
+    server: Server, beside: Transport, tmp_path: Path
+) -> None:
+    sha256 = fresh(tmp_path / "up")
+    await beside.put_blob(tmp_path / "up", sha256, 100_000)
+    number = stored(server, sha256).stat().st_ino
+    assert (await beside.put_blob(tmp_path / "up", sha256, 100_000)).size == 100_000
+    assert stored(server, sha256).stat().st_ino == number
+
+
+async def test_beside_the_server_a_blob_comes_without_being_asked_for(
+    server: Server, beside: Transport, tmp_path: Path
+) -> None:
+    sha256 = fresh(tmp_path / "up")
+    await beside.put_blob(tmp_path / "up", sha256, 100_000)
+    near = Nearby(server.data_dir / "blobs")
+    nobody = Transport("http://127.0.0.1:9", first_patience_s=0.0, patience_s=0.0, nearby=near)
+    await nobody.get_blob(sha256, tmp_path / "down")
+    assert (tmp_path / "down").read_bytes() == (tmp_path / "up").read_bytes()
+    with pytest.raises(ServerUnavailableError):  # what is not there may be elsewhere
+        await nobody.get_blob("0" * 64, tmp_path / "other")
+    await nobody.close()
+
+
+@pytest.mark.parametrize("whose", ["another's", "nobody's"])
+async def test_a_directory_that_is_not_the_servers_is_no_way_to_it(server: Server, tmp_path: Path, whose: str) -> None:
+    elsewhere = tmp_path / "blobs"
+    if whose == "another's":
+        nearby.offers(elsewhere).mkdir(parents=True)
+    key = (server.data_dir / "admin.key").read_text().strip()
+    asker = Transport(server.base_url, key, nearby=Nearby(elsewhere))
+    sha256 = fresh(tmp_path / "up")
+    await asker.put_blob(tmp_path / "up", sha256, 100_000, given=True)
+    await asker.get_blob(sha256, tmp_path / "down")
+    await asker.close()
+    assert stored(server, sha256).read_bytes() == (tmp_path / "down").read_bytes()
+    assert [path for path in elsewhere.rglob("*") if path.is_file()] == []
 
 
 async def test_a_blob_that_is_not_there_is_not_found_and_leaves_no_file(asker: Transport, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from apothic.clock import Clock
+from apothic.nearby import Nearby
 from apothic.transport import Transport
 
 LOCAL_PAUSE_S = 0.2
@@ -29,6 +30,7 @@ class Route(Protocol):
     """Knows the way to the control plane."""
 
     local: bool
+    nearby: Nearby | None  # its blobs, if they are at hand
 
     def find(self) -> Server | None:
         """Return where it is now, or `None` when it is not there."""
@@ -46,6 +48,7 @@ class LocalRoute:
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
+        self.nearby: Nearby | None = Nearby(data_dir / "blobs")
 
     def find(self) -> Server | None:
         try:
@@ -64,6 +67,7 @@ class RemoteRoute:
     local = False
 
     def __init__(self, base_url: str, key: str) -> None:
+        self.nearby: Nearby | None = None
         self._server = Server(base_url.rstrip("/"), key)
 
     def find(self) -> Server | None:
@@ -93,6 +97,7 @@ class Freight:
                 relocate=self._relocate,
                 first_patience_s=ABSENCE_S,
                 patience_s=ABSENCE_S,
+                nearby=self._route.nearby,
             )
         return self._transport
 

@@ -20,6 +20,7 @@ from apothic.config import Settings
 from apothic.context import calling
 from apothic.direct import on_loop
 from apothic.errors import ConfigError, JobError
+from apothic.nearby import Nearby
 from apothic.protocol.routes import Route
 from apothic.transport import Answer, Transport
 
@@ -124,10 +125,12 @@ class ControlPlaneClient:
             return True
         return await embedded.find(self.settings.data_dir) is not None
 
-    async def upload(self, source: Path | bytes, sha256: str, size: int, *, timeout_s: float | None = None) -> None:
-        """Send a file's bytes, or those given, under their hash. Only on the library's own loop."""
+    async def upload(
+        self, source: Path | bytes, sha256: str, size: int, *, given: bool = False, timeout_s: float | None = None
+    ) -> None:
+        """Send bytes under their hash, as `Transport.put_blob` does. Only on the library's own loop."""
         transport, key = await self.way()
-        await transport.put_blob(source, sha256, size, timeout_s=timeout_s, api_key=key)
+        await transport.put_blob(source, sha256, size, given=given, timeout_s=timeout_s, api_key=key)
 
     async def fetch(self, sha256: str, dest: Path, *, timeout_s: float | None = None) -> None:
         """Write the bytes of that hash to the new file `dest`. Only on the library's own loop."""
@@ -144,7 +147,7 @@ class ControlPlaneClient:
         async def relocate() -> str:
             return (await embedded.find_or_start(folder, autostart=settings.autostart)).base_url
 
-        home = Transport(await relocate(), relocate=relocate, blobs=folder / "blobs")
+        home = Transport(await relocate(), relocate=relocate, nearby=Nearby(folder / "blobs", links=True))
         home.use_key(settings.api_key or (lambda: embedded.admin_key(folder, home.base_url)))
         return home
 

@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import msgspec
 
-from apothic import __version__
+from apothic import __version__, nearby
 from apothic.control import metrics, pages
 from apothic.control.keys import Keys, Principal, refused
 from apothic.control.plane import Asker, Plane
@@ -28,7 +28,6 @@ from apothic.errors import (
     QueueFullError,
 )
 from apothic.probe import Probe
-from apothic.protocol import nearby
 from apothic.protocol.events import ITEM
 from apothic.protocol.lifecycle import FINAL
 from apothic.protocol.messages import ErrorBody, ErrorReply, FollowJob, Health, JobResult

@@ -8,14 +8,18 @@ import hashlib
 import json
 import os
 import sqlite3
+import stat
 import tempfile
 from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from apothic import nearby
 from apothic.clock import Clock
 from apothic.errors import InvalidRequestError, NotFoundError, PayloadTooLargeError, StorageFullError
+from apothic.inflow import Inflow
 from apothic.probe import Probe
 from apothic.protocol.messages import BlobView
 from apothic.store import folders
@@ -26,6 +30,12 @@ T = TypeVar("T")
 CHUNK = 1024 * 1024
 # What a disk says that is full or fails.
 FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class Offer(NamedTuple):
+    """A file that somebody with access to our directory has put there, by the name it was given."""
+
+    name: str
 
 
 class Blobs:
@@ -46,21 +56,24 @@ class Blobs:
             raise InvalidRequestError("a blob is named by its SHA-256, 64 lower-case hexadecimal digits")
         return self._root / sha256[:2] / sha256
 
-    async def put(self, sha256: str, chunks: AsyncIterator[bytes]) -> BlobView:
-        """Store a stream under its hash; a second time is a no-op.
+    async def put(self, sha256: str, source: AsyncIterator[bytes] | Offer) -> BlobView:
+        """Store a stream, or a file that was put into our directory, under its hash; a second time is a no-op.
 
-        Raises `InvalidRequestError` when the bytes are not those of the hash, `PayloadTooLargeError`,
-        `StorageFullError`. A stream that breaks off leaves nothing behind.
+        Raises `InvalidRequestError` when the bytes are not those of the hash, `NotFoundError` when there is no such
+        offer, `PayloadTooLargeError`, `StorageFullError`. A stream that breaks off leaves nothing behind.
         """
         target = self.path(sha256)
         temporary: Path | None = None
         try:
             folders.make(target.parent)
             self._probe.reach("blob.write.before")
-            handle, name = tempfile.mkstemp(prefix=".part-", dir=target.parent)
-            temporary = Path(name)
-            with os.fdopen(handle, "wb") as file:
-                size, seen = await self._receive(file.fileno(), chunks)
+            if isinstance(source, Offer):
+                temporary, size = self._offered(source)
+                seen = await self._examine(temporary, size)
+            else:
+                handle, name = tempfile.mkstemp(prefix=".part-", dir=target.parent)
+                temporary = Path(name)
+                size, seen = await self._receive(handle, source)
             self._probe.reach("blob.write.after")
             if seen != sha256:
                 raise InvalidRequestError(f"these bytes have the SHA-256 {seen}, not {sha256}")
@@ -81,25 +94,51 @@ class Blobs:
                 _forget(temporary)
         return BlobView(sha256=sha256, size=size)
 
+    async def _receive(self, file: int, chunks: AsyncIterator[bytes]) -> tuple[int, str]:
+        with closing(Inflow(file)) as inflow:
+            async for chunk in chunks:
+                self._check_size(inflow.size + len(chunk))
+                await inflow.take(chunk)
+            return inflow.size, await inflow.finish(sync=True)
+
+    def _offered(self, offer: Offer) -> tuple[Path, int]:
+        place = nearby.offer(self._root, offer.name)
+        try:
+            about = place.lstat()
+        except FileNotFoundError:
+            raise NotFoundError("there is no such offer", hint="send the bytes instead") from None
+        # A link could lead anywhere, and a pipe would hold up who opens it.
+        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid():
+            raise InvalidRequestError("an offer is a plain file of ours")
+        return place, about.st_size
+
+    async def _examine(self, offered: Path, size: int) -> str:
+        """Hash an offer while it is synced: both take the same time, and neither needs the interpreter."""
+        self._check_size(size)
+        seen, _ = await asyncio.gather(asyncio.to_thread(_hash, offered), asyncio.to_thread(_sync, offered))
+        return seen
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limit:
+            raise PayloadTooLargeError(size=size, limit=self._limit, what="a blob")
+
     def _note(self, tx: Tx, sha256: str, size: int) -> None:
         tx.run("insert_blob", sha256=sha256, size=size, now=self._clock.now())
         tx.run("unmark_blobs", hashes=json.dumps([sha256]))
 
-    async def _receive(self, file: int, chunks: AsyncIterator[bytes]) -> tuple[int, str]:
-        size, digest = 0, hashlib.sha256()
-        async for chunk in chunks:
-            size += len(chunk)
-            if size > self._limit:
-                raise PayloadTooLargeError(size=size, limit=self._limit, what="a blob")
-            # Hashing and writing a MiB takes 1 to 2 ms; in the loop it would delay every other request by that.
-            await asyncio.to_thread(_take_in, file, digest, chunk)
-        await asyncio.to_thread(os.fsync, file)
-        return size, digest.hexdigest()
-
     def clear(self) -> None:
-        """Remove what interrupted uploads have left behind. Before the first request only."""
+        """Remove what interrupted uploads have left behind, and open for offers. Before the first request only."""
         for part in self._root.glob("*/.part-*"):
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # a directory, say, which is none of ours
+                part.unlink()
+        folders.make(nearby.offers(self._root))
+
+    def clear_offers(self, before: float) -> None:
+        """Remove offers of before a time: whoever was to be told what became of them is gone."""
+        for part in nearby.offers(self._root).glob("*"):
+            with suppress(OSError):
+                if part.lstat().st_mtime < before:
+                    part.unlink()
 
     def look(self, sha256: str) -> BlobView:
         """Return what is stored under a hash. Raises `NotFoundError`."""
@@ -182,11 +221,17 @@ def is_hash(text: str) -> bool:
     return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
-def _take_in(file: int, digest: hashlib._Hash, chunk: bytes) -> None:
-    digest.update(chunk)
-    view = memoryview(chunk)
-    while view:
-        view = view[os.write(file, view) :]
+def _hash(path: Path) -> str:
+    digest, piece = hashlib.sha256(), memoryview(bytearray(CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(piece):
+            digest.update(piece[:size])
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _name(temporary: Path, target: Path) -> None:

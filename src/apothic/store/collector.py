@@ -61,6 +61,8 @@ class Collector:
         await self._look()
         await self.sweep_folder(_FOLDERS[self._folder])
         self._folder = (self._folder + 1) % len(_FOLDERS)
+        if self._folder == 0:
+            await asyncio.to_thread(self._blobs.clear_offers, self._clock.now() - GRACE_S)
         return False
 
     async def _look(self) -> None:

@@ -83,9 +83,18 @@ class Stream:
         """Return what comes next. Raises `NotFoundError`."""
         if wish.deployment:
             return await self._db.read(lambda tx: read_rollout(tx, wish))
-        if wish.limit <= FEW_EVENTS and not wish.snapshot:  # which may count all jobs that wait
-            return self._db.look(lambda tx: read_page(tx, wish, self._jobs.view))
-        return await self._db.read(lambda tx: read_page(tx, wish, self._jobs.view))
+        page = self._db.look(lambda tx: self._few(tx, wish))
+        return page if page is not None else await self._db.read(lambda tx: read_page(tx, wish, self._jobs.view))
+
+    def _few(self, tx: Tx, wish: Wish) -> Page | None:
+        """Read a page that is short; `None` for another, or one whose snapshot may count all jobs that wait."""
+        if wish.snapshot:
+            return None
+        if wish.limit > FEW_EVENTS:
+            job = tx.one("streamed_job", id=wish.job)
+            if job is not None and job["next_index"] - 1 - (wish.after if wish.after is not None else -1) > FEW_EVENTS:
+                return None
+        return read_page(tx, wish, self._jobs.view)
 
 
 def read_page(tx: Tx, wish: Wish, view: Callable[[Tx, sqlite3.Row], JobView]) -> Page:
