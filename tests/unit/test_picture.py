@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from apothic.store.picture import Picture, Seat, Wanted
+from apothic.control.plan import plan
+from apothic.store.picture import Picture, Place, Seat, Wanted
 
 
 def wanted(due: int, *, slots: int = 1, per_container: int = 1, version: int = 1) -> Wanted:
@@ -51,3 +52,11 @@ def test_every_version_has_to_fit() -> None:
     both = (wanted(1), wanted(1, version=2))
     assert not Picture(now=0.0, wanted=both, seats=(seat(),), hosts=()).is_easy
     assert Picture(now=0.0, wanted=both, seats=(seat(), seat(version=2)), hosts=()).is_easy
+
+
+def test_a_short_look_places_what_fits_and_nothing_else() -> None:
+    seats = (seat(2, slots=4), seat(1, slots=4), seat(0, slots=4, state="starting"), seat(3, slots=4, version=2))
+    asked = (wanted(2, slots=4, per_container=3),)
+    told = plan(Picture(now=0.0, wanted=asked, seats=seats, hosts=(), whole=False))
+    assert told == [Place(1, "ctr_1", 2)]
+    assert plan(Picture(now=0.0, wanted=asked, seats=seats[:1], hosts=(), whole=False)) == [Place(1, "ctr_2", 1)]

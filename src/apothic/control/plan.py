@@ -10,7 +10,7 @@ containers as are wanted of it, by the same rules.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from math import ceil
@@ -363,6 +363,9 @@ class _Planner:
 
 def plan(picture: Picture) -> list[Step]:
     """Return the steps to take, in order."""
+    if not picture.whole:
+        needs = [_Need(wanted, [s for s in picture.seats if s.version == wanted.version]) for wanted in picture.wanted]
+        return [step for need in needs for step in _filled(need)]
     planner = _Planner(picture)
     planner.sweep()
     if picture.wanted:
@@ -372,6 +375,15 @@ def plan(picture: Picture) -> list[Step]:
         planner.top_up()
         planner.level()
     return planner.made()
+
+
+def _filled(need: _Need) -> Iterator[Place]:
+    """Yield what containers that are ready can take of what each is meant for; the emptiest first."""
+    for seat in need.seats:
+        count = min(need.left, need.meant - seat.taken)
+        if seat.state == "ready" and count > 0:
+            need.left -= count
+            yield Place(need.wanted.version, seat.container, count)
 
 
 def could_ever(host: Host, wanted: Wanted) -> bool:

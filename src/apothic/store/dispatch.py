@@ -216,6 +216,7 @@ def read_picture(
             Host(row["id"], row["cpu"], row["memory_mb"], tuple(json.loads(row["gpus"])), bool(row["connected"]))
             for row in (tx.all("hosts") if whole else [])
         ),
+        whole=whole,
     )
 
 

@@ -77,6 +77,7 @@ class Picture:
     wanted: tuple[Wanted, ...]
     seats: tuple[Seat, ...]
     hosts: tuple[Host, ...]
+    whole: bool = True  # else there is nothing in it but versions with due jobs, and their containers
 
     @property
     def is_easy(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from functools import lru_cache
 
 import msgspec
 
@@ -44,6 +45,7 @@ def packed(data: bytes) -> Packed:
     return _packed.decode(data)
 
 
+@lru_cache(256)  # a call's own is asked for at each submit, and read and checked anew it took as long as the insert
 def spec(data: bytes) -> FunctionSpec:
     """Return a stored function spec."""
     return _spec.decode(data)
