@@ -74,7 +74,7 @@ def _clear(home: Path) -> None:
 def _serve(route: Route, home: Path, clock: Clock, gpus: tuple[str, ...]) -> str | None:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.closing(Launcher(str(home))) as launcher:
-        # The web client takes longer to import than all else together: meanwhile the zygote does its own imports.
+        # Imported only now: meanwhile the zygote does its own imports.
         import uvloop
 
         from apothic.agent.session import Agent

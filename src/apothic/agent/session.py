@@ -11,10 +11,8 @@ import asyncio
 import logging
 import os
 import socket
-from collections import deque
 from pathlib import Path
 
-import aiohttp
 import msgspec
 
 from apothic.agent.containers import Containers
@@ -23,6 +21,7 @@ from apothic.agent.launcher import Launcher
 from apothic.agent.outbox import Outbox
 from apothic.agent.relay import Relay
 from apothic.agent.route import ABSENCE_S, Freight, Route, Server
+from apothic.agent.wire import Refused, Wire, connect
 from apothic.clock import Clock, wait_for
 from apothic.protocol import ids
 from apothic.protocol.routes import SESSION_PATH
@@ -41,11 +40,8 @@ from apothic.protocol.session import (
     Work,
 )
 
-CONNECT_S = 10.0
-PING_S = 20.0
 LAST_WORDS_S = 5.0  # for the last reports to be acknowledged, once everything has ended
 
-_CLOSING = aiohttp.ClientWSTimeout(ws_close=1.0)
 _log = logging.getLogger("apothic.agent")
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Downward).decode
@@ -75,12 +71,10 @@ class Agent:
         self._met = False
         self._trouble = ""
         self._live = False  # welcomed: frames may go out
-        self._outgoing: deque[bytes] = deque()
-        self._wake = asyncio.Event()
         self._over = asyncio.Event()
         self._departure: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[bool] | None = None
-        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._renewing: asyncio.Task[None] | None = None
+        self._wire: Wire | None = None
         self._renewals = 0
         self._sent_at: dict[int, float] = {}
         self._heard_at = clock.monotonic()  # when what was last acknowledged had been sent
@@ -89,8 +83,7 @@ class Agent:
         """Serve until told to leave, or until nobody has been there for too long. Ends every container first."""
         fence = asyncio.create_task(self._guard())
         try:
-            async with aiohttp.ClientSession() as http:
-                await self._keep_session(http)
+            await self._keep_session()
         finally:
             fence.cancel()
             await self._relay.close()
@@ -106,15 +99,15 @@ class Agent:
 
     # --- the session
 
-    async def _keep_session(self, http: aiohttp.ClientSession) -> None:
+    async def _keep_session(self) -> None:
         tries = 0
         while not self._over.is_set():
             server = self._route.find()
             answered = False
             if server is not None:
                 try:
-                    answered = await self._converse(http, server)
-                except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                    answered = await self._converse(server)
+                except OSError as error:
                     if self._is_refusal(error):
                         return
                     self._complain(f"no session with {server.base_url}: {error}")
@@ -124,7 +117,7 @@ class Agent:
             await wait_for(self._clock, self._over, self._route.pause(tries))
 
     def _is_refusal(self, error: Exception) -> bool:
-        refused = isinstance(error, aiohttp.WSServerHandshakeError) and error.status in (401, 403, 426)
+        refused = isinstance(error, Refused) and error.status in (401, 403, 426)
         if refused:
             self._complain("the control plane refuses our key: it is wrong, expired, revoked, or no agent's")
             if not self._route.local and not self._met:
@@ -138,43 +131,40 @@ class Agent:
             _log.warning("%s", trouble)
             self._trouble = trouble
 
-    async def _converse(self, http: aiohttp.ClientSession, server: Server) -> bool:
+    async def _converse(self, server: Server) -> bool:
         """Hold one session to its end; return whether we were welcome."""
-        url = server.base_url + SESSION_PATH
-        headers = {"Authorization": f"Bearer {server.key}"}
-        async with asyncio.timeout(CONNECT_S):
-            ws = await http.ws_connect(
-                url, headers=headers, max_msg_size=0, compress=0, heartbeat=PING_S, timeout=_CLOSING
-            )
-        self._outgoing.clear()
+        said_at = 0.0
+
+        def hear(data: bytes | bytearray | memoryview) -> None:
+            frame = _decode(data)
+            if isinstance(frame, Welcome):
+                if self._wire is not None:  # nobody is welcome before the hello
+                    self._welcomed(frame, self._wire, server, said_at)
+            else:
+                self._take(frame)
+
+        wire = await connect(server.base_url + SESSION_PATH, server.key, hear, self._clock)
         self._sent_at.clear()
-        self._socket = ws
-        sending = renewing = None
+        self._wire = wire
+        if self._over.is_set():
+            wire.close()
+        watching = asyncio.create_task(wire.watch())
         try:
             if not self._route.local:
                 # Where the control plane can reach us: the address from which we have reached it.
-                await self._relay.open(ws.get_extra_info("sockname")[0])
+                await self._relay.open(wire.address)
             said_at = self._clock.monotonic()
-            await ws.send_bytes(_encode(self._hello()))
-            async for message in ws:
-                if message.type is not aiohttp.WSMsgType.BINARY:
-                    continue
-                frame = _decode(message.data)
-                if isinstance(frame, Welcome):
-                    self._welcomed(frame, server, said_at)
-                    sending = asyncio.create_task(self._send(ws))
-                    renewing = asyncio.create_task(self._renew(frame.lease_s / 3))
-                else:
-                    self._take(frame)
+            wire.send(_encode(self._hello()))
+            await wire.ended()
         finally:
-            self._live = False
-            for task in (sending, renewing):
-                if task is not None:
-                    task.cancel()
-            self._socket = None
-            await ws.close()
+            was_welcome, self._live = self._renewing is not None, False
+            watching.cancel()
+            if self._renewing is not None:
+                self._renewing.cancel()
+            self._renewing = self._wire = None
+            wire.abort()
             _log.info("the session has ended")
-        return sending is not None
+        return was_welcome
 
     def _hello(self) -> Hello:
         containers = self._containers
@@ -197,7 +187,7 @@ class Agent:
         found = self._containers.live.get(container) if self._containers is not None else None
         return found.door if found is not None else None
 
-    def _welcomed(self, welcome: Welcome, server: Server, said_at: float) -> None:
+    def _welcomed(self, welcome: Welcome, wire: Wire, server: Server, said_at: float) -> None:
         _log.info("welcomed by %s", server.base_url)
         self._welcome = welcome
         self._met = True
@@ -212,10 +202,12 @@ class Agent:
         self._containers.site.relay = self._relay.address
         self._containers.drop(welcome.dead_leases)
         self._containers.end(welcome.dead_containers)
-        self._outgoing.clear()
-        self._outgoing.extend(self._outbox.unacknowledged())
+        for kept in self._outbox.unacknowledged():
+            wire.send(kept)
         self._outbox.credit.resume_all()
         self._live = True
+        if self._renewing is None:
+            self._renewing = asyncio.create_task(self._renew(welcome.lease_s / 3))
 
     def _take(self, frame: Downward) -> None:
         containers = self._containers
@@ -242,19 +234,8 @@ class Agent:
                 self.leave(reason)
 
     def _post(self, frame: bytes) -> None:
-        if self._live:  # what is made before the welcome is sent after it, with all that was not acknowledged
-            self._outgoing.append(frame)
-            self._wake.set()
-
-    async def _send(self, ws: aiohttp.ClientWebSocketResponse) -> None:
-        try:
-            while True:
-                self._wake.clear()
-                while self._outgoing:
-                    await ws.send_bytes(self._outgoing.popleft())
-                await self._wake.wait()
-        except (ConnectionError, aiohttp.ClientError):
-            return  # the reading side sees it too
+        if self._live and self._wire is not None:  # what is made before the welcome is sent after it
+            self._wire.send(frame)
 
     async def _renew(self, every_s: float) -> None:
         while True:
@@ -296,5 +277,5 @@ class Agent:
 
     def _stop(self) -> None:
         self._over.set()
-        if self._socket is not None:
-            self._closing = asyncio.get_running_loop().create_task(self._socket.close())
+        if self._wire is not None:
+            self._wire.close()
