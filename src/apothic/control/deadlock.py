@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from apothic.store.picture import Picture, Place, Standing, Start, Step
 
@@ -19,10 +19,12 @@ class Waits:
     def __init__(self) -> None:
         self._open: Counter[tuple[str, str]] = Counter()
 
-    @contextmanager
-    def on(self, waiting: str | None, awaited: Sequence[str]) -> Iterator[None]:
+    def on(self, waiting: str | None, awaited: Sequence[str]) -> AbstractContextManager[None]:
         """Note that a job waits for others, until the block is left; `None` is a caller that is no job."""
-        pairs = [(waiting, job) for job in awaited] if waiting is not None else []
+        return nullcontext() if waiting is None else self._noted([(waiting, job) for job in awaited])
+
+    @contextmanager
+    def _noted(self, pairs: list[tuple[str, str]]) -> Iterator[None]:
         self._open.update(pairs)
         try:
             yield

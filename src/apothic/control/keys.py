@@ -12,6 +12,7 @@ import os
 import secrets
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 from pathlib import Path
 
@@ -240,6 +241,7 @@ def looks_right(text: str) -> bool:
     return text.isascii() and len(text) > 8 and text[-8:] == _checksum(text[:-8])
 
 
+@lru_cache(256)  # of those that ask again and again
 def hash_of(text: str) -> str:
     """Return what is kept of a key. A fast hash is right for 256 random bits."""
     return hashlib.sha256(text.encode()).hexdigest()

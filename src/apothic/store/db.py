@@ -331,7 +331,7 @@ class Database:
     def _told(self, batch: list[_Write], after: Deeds) -> None:
         """Tell everybody, and go on with what has come meanwhile."""
         self._is_beside = False
-        self._faulted = any(is_faulty(write.cause) for write in batch)
+        self._faulted = any(is_faulty(write.cause) for write in batch if write.cause is not None)
         for deed in after:  # first: a caller may wait for its result, where an agent waits for an acknowledgement
             _do(deed)
         for write in batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+from functools import lru_cache
 from typing import Any
 
 from msgspec import Struct
@@ -143,8 +144,13 @@ def _shared(new: NewJob, version: sqlite3.Row, now: float) -> tuple[Any, ...]:
         asked.timeout_s if asked.timeout_s is not None else float(given.timeout_s),
         views.encode(asked.retries or given.retries or views.no_retries()),
         asked.delivery,
-        json.dumps(new.accept),
+        _accepted(new.accept),
     )
+
+
+@lru_cache(64)
+def _accepted(encodings: tuple[Encoding, ...]) -> str:
+    return json.dumps(encodings)
 
 
 def _same(job: str, hash_before: str, input_hash: str, key: str | None) -> str:
