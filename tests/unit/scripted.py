@@ -26,7 +26,10 @@ class Answer:
     """One connection: what each read gives, then its end."""
 
     def __init__(
-        self, *steps: Any, status: int = 200, content_type: str = "text/event-stream; charset=utf-8",
+        self,
+        *steps: Any,
+        status: int = 200,
+        content_type: str = "text/event-stream; charset=utf-8",
         job: str | None = None,
     ) -> None:
         self.job = job

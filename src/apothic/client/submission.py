@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from msgspec.structs import replace
 
+from apothic.client.combine import COMBINING, alone
 from apothic.client.connection import ControlPlaneClient
 from apothic.client.job import POLL_S, Job
 from apothic.clock import SystemClock
@@ -123,7 +124,7 @@ async def send_value(client: ControlPlaneClient, envelope: Envelope, timeout_s: 
     packed = envelope.packed
     if envelope.file is not None and packed.sha256 is not None:
         try:
-            await client.upload(envelope.file, packed.sha256, packed.size, timeout_s=timeout_s)
+            await client.upload(envelope.file, packed.sha256, packed.size, given=True, timeout_s=timeout_s)
         except PayloadTooLargeError as error:
             # The server knows neither what the bytes are nor, when it gives up, how many there would be.
             raise PayloadTooLargeError(
@@ -190,7 +191,9 @@ async def submit(
 
 async def spawn(target: Target, envelope: Envelope, *, timeout_s: float) -> Job:
     """Submit one job and return its handle once the job is on disk."""
-    return Job((await submit(target, envelope, asked, timeout_s=timeout_s)).job.id, target.client_here())
+    own_key = target.submitted_with.idempotency_key is not None  # its conflict is its own
+    send = alone if own_key else COMBINING.submit
+    return Job(await submit(target, envelope, send, timeout_s=timeout_s), target.client_here())
 
 
 async def call(target: Target, envelope: Envelope, *, timeout_s: float) -> Any:
