@@ -264,7 +264,8 @@ class Http:
             await send({"type": "websocket.close", "code": 1008})
             return
         await send({"type": "websocket.accept", "headers": [(b"apothic-version", __version__.encode())]})
-        await self._sessions.serve(receive, send, key.id, allowed)
+        send_now = scope.get("state", {}).get("send_now", lambda data: False)
+        await self._sessions.serve(receive, send, key.id, allowed, send_now)
 
 
 class Refused(Exception):

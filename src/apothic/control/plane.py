@@ -152,7 +152,7 @@ class Plane:
 
     async def submit(self, asker: Asker, ask: m.Submit) -> m.JobResult:
         await self._check_invoke(asker, ask.function)
-        job = await self._jobs.submit(
+        job, is_new = await self._jobs.take(
             NewJob(
                 function_id=ask.function,
                 input=self._input(ask.input, ask.args, ask.kwargs),
@@ -165,7 +165,7 @@ class Plane:
             )
         )
         try:
-            return await self._result(asker, job, ask.wait_s)
+            return await self._result(asker, job, ask.wait_s, is_new=is_new)
         except JobGoneError:
             # Its key is remembered longer than the job. Who only submits is told which job it was.
             if ask.wait_s > 0:
@@ -235,13 +235,14 @@ class Plane:
         await self._check_sees(asker, "read:jobs", [ask.job])
         return await self._result(asker, ask.job, ask.wait_s)
 
-    async def _result(self, asker: Asker, job: str, wait_s: float) -> m.JobResult:
+    async def _result(self, asker: Asker, job: str, wait_s: float, *, is_new: bool = False) -> m.JobResult:
         async def look() -> Ended | None:
             ended = await self._jobs.result(job)
             return ended if ended.job.status in FINAL else None
 
         with self.waits.on(asker.principal.job, [job]):
-            ended = await self._wait(job, wait_s, look)
+            # A new job cannot have ended, nor rung, before who was told of it listens: that is one step of one task.
+            ended = await self._wait(job, wait_s, look, at_once=not is_new)
         return told(asker, ended if ended is not None else await self._jobs.result(job))
 
     async def gather(self, asker: Asker, ask: m.GatherResults) -> m.Gathered:
@@ -336,12 +337,15 @@ class Plane:
 
     # --- waiting ------------------------------------------------------------------------------------------------
 
-    async def _wait(self, topic: str, wait_s: float, look: Callable[[], Awaitable[T | None]]) -> T | None:
-        """Look until there is something, at most `wait_s` and `max_wait_s`; look again at each ring."""
+    async def _wait(
+        self, topic: str, wait_s: float, look: Callable[[], Awaitable[T | None]], *, at_once: bool = True
+    ) -> T | None:
+        """Look `at_once` and again at each ring until there is something, at most `wait_s` and `max_wait_s`."""
         until = self._clock.monotonic() + self._bounded(wait_s)
         with self._hub.listen([topic]) as bell:
             while True:
-                seen = await look()
+                seen = await look() if at_once else None
+                at_once = True
                 left = until - self._clock.monotonic()
                 if seen is not None or left <= 0:
                     return seen

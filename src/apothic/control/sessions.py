@@ -36,14 +36,17 @@ _encode = msgspec.msgpack.Encoder().encode
 OVERDUE = "its lease ran out"
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+SendNow = Callable[[bytes], bool]  # writes a frame at once, if that can be done
 Allowed = Callable[[], Awaitable[bool]]
 
 
 class Session:
     """One websocket of one agent."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, send_now: SendNow) -> None:
         self._send = send
+        self._send_now = send_now
+        self._is_free = False  # all that was pushed is sent
         self._frames: asyncio.Queue[Downward | None] = asyncio.Queue()
         self.agent = ""
         self.dead: set[str] = set()  # tokens of reports that were refused
@@ -51,7 +54,9 @@ class Session:
 
     def push(self, frame: Downward | None) -> None:
         """Send a frame as soon as those before it are sent; `None` closes the session."""
-        self._frames.put_nowait(frame)
+        if not (self._is_free and frame is not None and self._send_now(_encode(frame))):
+            self._is_free = False
+            self._frames.put_nowait(frame)
 
     def forget(self) -> None:
         """Drop what was pushed and not yet sent, but for the end: another session may be in this one's place."""
@@ -66,6 +71,7 @@ class Session:
         frame: Downward | None = welcome
         while frame is not None:
             await self._send({"type": "websocket.send", "bytes": _encode(frame)})
+            self._is_free = self._frames.empty()
             frame = await self._frames.get()
         await self._send({"type": "websocket.close", "code": 1001})
 
@@ -125,9 +131,11 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    async def serve(self, receive: Receive, send: Send, key: str, allowed: Allowed) -> None:
+    async def serve(
+        self, receive: Receive, send: Send, key: str, allowed: Allowed, send_now: SendNow = lambda data: False
+    ) -> None:
         """Run one session from hello to its end, or until `allowed` says that `key` opens it no longer."""
-        session = Session(send)
+        session = Session(send, send_now)
         sending: asyncio.Task[None] | None = None
         applying: set[asyncio.Task[None]] = set()
         code = 0  # under which we end it

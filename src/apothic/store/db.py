@@ -289,10 +289,10 @@ class Database:
             self._is_beside = True
             self._errands.put(lambda: self._commit_beside(batch, early, after))
         elif early:
-            # What is begun early leaves this process in the next round of the loop; the one after that has the time.
+            # What is begun early leaves this process at the end of this round of the loop; the next one has the time.
             assert self._loop is not None
             self._is_beside = True
-            self._loop.call_soon(self._loop.call_soon, self._commit_here, batch, early, after)
+            self._loop.call_soon(self._commit_here, batch, early, after)
         else:
             self._commit_here(batch, early, after)
 

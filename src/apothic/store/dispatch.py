@@ -179,6 +179,7 @@ class Dispatcher:
 
     def _refuse(self, tx: Tx, moves: Moves, version: int, message: str) -> None:
         failure = Failure(kind="unsatisfiable", type="Unsatisfiable", message=message)
+        self._jobs.refusals += 1
         for job in tx.all("waiting_jobs_of_version", version=version):
             moves.fail_waiting(job, failure)
         row = tx.one("version_start", id=version)

@@ -47,6 +47,7 @@ class Intake:
         self._room = room
         self._monotonic = monotonic
         self.refused: QueueFullError | None = None  # why there was no room for all
+        self.stored = 0  # how many are new
 
     def take(self, batch: list[NewJob]) -> list[str]:
         """Store as many as the queue has room for, the first ones; return their ids, or those that their keys have.
@@ -118,6 +119,7 @@ class Intake:
 
     def _store(self, rows: list[tuple[Any, ...]], *, attached: bool) -> None:
         self._tx.many("insert_job", rows)
+        self.stored = len(rows)
         for row in rows:
             self._moves.queue(row[0], row[1])
         if attached:

@@ -39,6 +39,13 @@ class Ended(Struct, frozen=True, kw_only=True):
     value: Packed | None = None
 
 
+class Taken(NamedTuple):
+    """A job that was submitted, now or earlier under the same idempotency key."""
+
+    id: str
+    is_new: bool
+
+
 class Running(NamedTuple):
     """An attempt that holds a lease, and the agent that runs it."""
 
@@ -59,6 +66,7 @@ class Jobs:
         self.turns = Turns()
         self.readers = Readers()
         self.room = Room()
+        self.refusals = 0  # of jobs that nothing can ever run
 
     def moves(self, tx: Tx) -> Moves:
         """Return the mover for a transaction; what it moved is rung after the commit."""
@@ -77,15 +85,24 @@ class Jobs:
         Raises `NotFoundError`, `QueueFullError`, `ConflictError` (the key belongs to another input),
         `StorageFullError`.
         """
-        return await self._db.write(lambda tx: self.submit_within(tx, new))
+        return (await self.take(new)).id
+
+    async def take(self, new: NewJob) -> Taken:
+        """Do as `submit`, and tell whether the job is new, and was not refused by the very commit that took it in."""
+        refusals = self.refusals
+        taken = await self._db.write(lambda tx: self._take(tx, new))
+        return taken if self.refusals == refusals else taken._replace(is_new=False)
 
     def submit_within(self, tx: Tx, new: NewJob) -> str:
         """Submit in a transaction that is open already."""
+        return self._take(tx, new).id
+
+    def _take(self, tx: Tx, new: NewJob) -> Taken:
         intake = self._intake(tx)
         taken = intake.take([new])
         if intake.refused is not None:
             raise intake.refused
-        return taken[0]
+        return Taken(taken[0], is_new=intake.stored > 0)
 
     async def submit_batch(self, batch: list[NewJob]) -> list[str]:
         """Store as many jobs of one function as the queue has room for, the first ones; return their ids.
