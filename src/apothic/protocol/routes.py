@@ -90,7 +90,8 @@ SHOW_FUNCTION = _route(
 
 SUBMIT = _route(
     "submit", "POST /v1/functions/{function}/jobs", m.Submit, m.JobResult,
-    "Submit a job; with wait_s (at most 60) the answer holds the result if it comes in time (200), else 202",
+    "Submit a job; with wait_s (at most 60) the answer holds the result if it comes in time (200), else 202. An "
+    "attached job that is asked for as text/event-stream is answered with its stream",
     scope="invoke", body="*", query=("wait_s",), resend=True,
 )  # fmt: skip
 SUBMIT_BATCH = _route(
