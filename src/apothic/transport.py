@@ -256,10 +256,10 @@ class Transport:
 
     async def _session(self) -> aiohttp.ClientSession:
         await on_loop()
+        aiohttp = await _library()  # before the look: of two that wait for it, the second finds the first one's session
         key = os.getpid(), asyncio.get_running_loop()
         session = self._sessions.get(key)
         if session is None or session.closed:
-            aiohttp = await _library()
             session = self._sessions[key] = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
                 cookie_jar=aiohttp.DummyCookieJar(),
