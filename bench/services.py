@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from apothic.clock import SystemClock
-from bench import floors, peers
+from bench import floors, ours, peers
 from bench.table import Found, Line, show
 
 CONNECTIONS, REQUESTS, PEERS_REQUESTS = 32, 20_000, 2_000
@@ -25,14 +25,14 @@ def measure(found: Found, beside: list[str]) -> None:
 
     gate = urlsplit(web.web.get_web_url())
     assert gate.hostname is not None and gate.port is not None
-    ours = gate.hostname, gate.port
+    here = gate.hostname, gate.port
     with floors.bare_server("bench.web:answer") as bare:
-        for name, address, mount in (("bare web", bare, ""), ("gateway", ours, "/bench-web/web")):
+        for name, address, mount in (("bare web", bare, ""), ("gateway", here, "/bench-web/web")):
             load(*address, f"{mount}/", 1_000)
             for key, value in load(*address, f"{mount}/", REQUESTS).items():
                 found.note(f"{name} {key}", value)
             found.note(f"{name} piece_ms", delay_ms(*address, f"{mount}/ticks"))
-    found.note("cold", cold_ms(*ours))
+    found.note("cold", cold_ms(*here))
     for script in peers.scripts("services", beside):
         words = ("--python", sys.executable, "--root", str(ROOT), "--connections", str(CONNECTIONS))
         for key, value in script.measured(*words, "--count", str(PEERS_REQUESTS)).items():
@@ -61,26 +61,16 @@ def delay_ms(host: str, port: int, path: str) -> float:
 def cold_ms(host: str, port: int) -> float:
     """Return how long the first request to a service without a container takes."""
     link = http.client.HTTPConnection(host, port)
-    taken = []
+    taken, others = [], ours.containers()  # of what was measured before some stay warm
     for _ in range(3):
-        until_gone()
         began = time.perf_counter()
         link.request("GET", "/bench-web/cold/")
         assert link.getresponse().read() == b"ok"
         taken.append(time.perf_counter() - began)
+        while ours.containers() > others:
+            time.sleep(0.05)
     link.close()
     return 1000 * statistics.median(taken)
-
-
-def until_gone() -> None:
-    """Wait until the service that stops at once has no container."""
-    from apothic.protocol import messages as m
-    from apothic.protocol import routes
-    from bench import web
-
-    client = web.app.client
-    while any(agent.containers > 1 for agent in client.ask_blocking(routes.LIST_AGENTS, m.ListAgents()).agents):
-        time.sleep(0.05)
 
 
 def report(found: Found, wanted: list[str]) -> None:
