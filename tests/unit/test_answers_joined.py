@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from apothic.control.door import Joined
+from apothic.joined import Joined
 
 
 class Paper(asyncio.Transport):
@@ -19,6 +19,9 @@ class Paper(asyncio.Transport):
     def write(self, data: Any) -> None:
         self.written.append(bytes(data))
 
+    def writelines(self, pieces: Any) -> None:
+        self.written.append(b"".join(pieces))
+
     def close(self) -> None:
         self.is_over = True
 
@@ -29,6 +32,7 @@ class Paper(asyncio.Transport):
 async def test_a_head_and_its_body_are_one_write() -> None:
     paper = Paper()
     joined = Joined(paper, asyncio.get_running_loop())
+    joined.hold()
     joined.write(b"head ")
     joined.write(b"body")
     await asyncio.sleep(0)
@@ -40,6 +44,7 @@ async def test_a_head_and_its_body_are_one_write() -> None:
 async def test_a_head_alone_leaves_with_the_next_round() -> None:
     paper = Paper()
     joined = Joined(paper, asyncio.get_running_loop())
+    joined.hold()
     joined.write(b"head")
     assert paper.written == []
     await asyncio.sleep(0)
@@ -52,6 +57,7 @@ async def test_a_head_leaves_before_the_end_and_not_after_it() -> None:
     for closes_first in (False, True):
         paper = Paper()
         joined = Joined(paper, asyncio.get_running_loop())
+        joined.hold()
         joined.write(b"head")
         (paper if closes_first else joined).close()
         await asyncio.sleep(0)

@@ -46,7 +46,7 @@ class Call:
 
         loop = asyncio.get_running_loop()
         _, self.caller = await loop.connect_accepted_socket(made, self._other)
-        self.written = cast(Any, self.caller.transport)  # the one that `_Writer` writes to is counted
+        self.written = cast(Any, self.caller.transport)  # the one that `Joined` writes to is counted
         self.written._transport = Pieces(self.written._transport)
         return self
 

@@ -14,6 +14,8 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from apothic.joined import Joined
+
 _END_S = 1.0  # for an app that listens to end by itself
 _LOOK_S = 0.5
 _SCHEMES = {b"http": ("http", "ws"), b"https": ("https", "wss")}
@@ -52,7 +54,7 @@ def _server(host: bytes, scheme: str) -> tuple[str, int | None]:
 class _Attended:
     """An app for one connection, whose work can be cancelled. There is one request at a time at work on it."""
 
-    def __init__(self, app: Any, writer: _Writer | None = None) -> None:
+    def __init__(self, app: Any, writer: Joined | None = None) -> None:
         self._app = app
         self._writer = writer
         self._at_work: asyncio.Task[Any] | None = None  # for a caller that waits
@@ -96,50 +98,6 @@ class _Attended:
             task.cancel()
 
 
-class _Writer:
-    """A connection's transport that sends the head of an answer with what follows it at the same moment.
-
-    uvicorn writes a head by itself: one more system call here, and at the gateway one more of everything.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._holds = False
-        self._head = b""
-        self.is_closing = transport.is_closing
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def hold(self) -> None:
-        """Hold what is written next until more comes, or the moment is over."""
-        self._holds = True
-
-    def write(self, data: bytes) -> None:
-        """Write it, behind what is held."""
-        if self._holds:
-            self._holds = False
-            self._head = data
-            self._loop.call_soon(self.flush)
-        elif self._head:
-            head, self._head = self._head, b""
-            self._transport.writelines((head, data))
-        else:
-            self._transport.write(data)
-
-    def flush(self) -> None:
-        """Write what is held."""
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head)
-
-    def close(self) -> None:
-        """Close it once all is written."""
-        self.flush()
-        self._transport.close()
-
-
 class HttpCaller(HttpToolsProtocol):
     """An HTTP connection. While its app reads no more of a long body, it looks whether the caller is still there."""
 
@@ -148,7 +106,7 @@ class HttpCaller(HttpToolsProtocol):
         self._looking = False
 
     def connection_made(self, transport: Any) -> None:
-        writer = _Writer(transport, self.loop)
+        writer = Joined(transport, self.loop)
         self.app: Any = _Attended(self.app, writer)
         super().connection_made(writer)  # type: ignore[arg-type]
 

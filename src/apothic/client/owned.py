@@ -12,10 +12,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from apothic.client import handover
+from apothic.client.combine import alone
 from apothic.client.connection import ControlPlaneClient
 from apothic.client.job import CANCEL_S, Job
 from apothic.client.stream import EVENT_STREAM, FIRST_S
-from apothic.client.submission import Target, asked, submit
+from apothic.client.submission import Target, submit
 from apothic.clock import SystemClock
 from apothic.errors import ServerUnavailableError
 from apothic.protocol import messages as m
@@ -104,7 +105,7 @@ async def _begun(client: ControlPlaneClient, ask: m.Submit, left: float) -> tupl
             if opened.job is not None:
                 return Job(opened.job, client), opened
             opened.close()
-    return Job((await asked(client, ask, left)).job.id, client), None
+    return Job(await alone(client, ask, left), client), None
 
 
 def _discarding(envelope: Envelope, source: Deeds[T]) -> Deeds[T]:

@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from apothic.joined import Joined
+
 log = logging.getLogger("apothic.control")
 
 QUEUED = 16  # messages that may wait for the application before a websocket is read no further
-
-
-class Joined:
-    """An answer's way to its connection: the head waits for the body, which comes in the same breath, so that both are
-    one system call, and one wake-up of whoever waits for them. A head alone leaves with the next round of the loop.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._head: bytes | None = None
-        self._begun = False
-
-    def write(self, data: bytes) -> None:
-        """Write a piece; the first one is the head."""
-        if not self._begun:
-            self._begun, self._head = True, data
-            self._loop.call_soon(self.flush)
-            return
-        head, self._head = self._head, None
-        self._transport.write(data if head is None else head + data)
-
-    def flush(self) -> None:
-        """Let a head go that still waits."""
-        head, self._head = self._head, None
-        if head is not None and not self._transport.is_closing():
-            self._transport.write(head)
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
 
 
 class Door(HttpToolsProtocol):
@@ -59,7 +26,9 @@ class Door(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
-        cycle.transport = Joined(self.transport, self.loop)  # type: ignore[assignment]
+        joined = Joined(self.transport, self.loop)
+        joined.hold()  # what an answer begins with is its head
+        cycle.transport = joined  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -120,7 +120,7 @@ class ControlPlane:
         self.sessions.drain = self.gateway.push
         self.fleet.obituary = self.gateway.obituary
         dispatcher = Dispatcher(
-            self.jobs, clock, plan=plan, push=self.gateway.push, early=self.sessions.early, sign=self.keys.sign,
+            self.jobs, clock, plan=plan, push=self.gateway.push, hasten=self.sessions.early, sign=self.keys.sign,
             ring=self.hub.ring, lease_s=settings.lease_s,
         )  # fmt: skip
         dispatcher.obituary = self.gateway.obituary

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from apothic import nearby
 from apothic.clock import Clock
 from apothic.errors import InvalidRequestError, NotFoundError, PayloadTooLargeError, StorageFullError
-from apothic.inflow import Inflow
+from apothic.inflow import PIECE, Inflow
 from apothic.probe import Probe
 from apothic.protocol.messages import BlobView
 from apothic.store import folders
@@ -27,7 +27,6 @@ from apothic.store.db import Database
 from apothic.store.tx import Tx
 
 T = TypeVar("T")
-CHUNK = 1024 * 1024
 # What a disk says that is full or fails.
 FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -212,7 +211,7 @@ class Blobs:
         """Yield the bytes in pieces. Raises `NotFoundError` before the first."""
         self.look(sha256)
         with self.path(sha256).open("rb") as file:
-            while chunk := await asyncio.to_thread(file.read, CHUNK):
+            while chunk := await asyncio.to_thread(file.read, PIECE):
                 yield chunk
 
 
@@ -222,7 +221,7 @@ def is_hash(text: str) -> bool:
 
 
 def _hash(path: Path) -> str:
-    digest, piece = hashlib.sha256(), memoryview(bytearray(CHUNK))
+    digest, piece = hashlib.sha256(), memoryview(bytearray(PIECE))
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(piece):
             digest.update(piece[:size])

@@ -29,7 +29,7 @@ from apothic.store.tx import Tx
 
 Plan = Callable[[Picture], list[Step]]
 Push = Callable[[str, Downward], None]  # (agent id, frame), called on the loop after the commit
-Early = Callable[[str, Downward], bool]  # the same, called before it: tells whether it could be done
+Hasten = Callable[[str, Downward], bool]  # the same, called before it: tells whether it could be done
 Sign = Callable[[str, int], str]  # (job id, attempt), or (container id, 0) → the token it may call others with
 
 
@@ -43,7 +43,7 @@ class Dispatcher:
         *,
         plan: Plan,
         push: Push,
-        early: Early,
+        hasten: Hasten,
         sign: Sign,
         ring: Callable[[str], None],
         lease_s: float,
@@ -52,7 +52,7 @@ class Dispatcher:
         self._clock = clock
         self._plan = plan
         self._push = push
-        self._early = early
+        self._hasten = hasten
         self._sign = sign
         self._ring = ring
         self._lease_s = lease_s
@@ -62,8 +62,7 @@ class Dispatcher:
         """Place all that can be placed now."""
         tx.reach("dispatch.before")
         picture = self._look(tx)
-        steps = self._plan(picture) if picture is not None else []
-        if picture is None or not steps:
+        if picture is None or not (steps := self._plan(picture)):
             return
         moves = self._jobs.moves(tx)
         frames: dict[str, list[Downward]] = {}
@@ -98,13 +97,12 @@ class Dispatcher:
         took longer than all else, twice.
         """
         now, monotonic, pace = self._clock.now(), self._clock.monotonic(), self._jobs.pace
-        wants = tx.one("wants")
-        assert wants is not None
-        if not tx.fleet_changed and not wants["others"]:
-            if not wants["jobs"]:
+        if not tx.fleet_changed:
+            wants = tx.one("wants")
+            assert wants is not None
+            if not wants["others"] and not wants["jobs"]:
                 return None
-            near = read_picture(tx, now, monotonic, pace, whole=False)
-            if near.is_easy:
+            if not wants["others"] and (near := read_picture(tx, now, monotonic, pace, whole=False)).is_easy:
                 return near
         return read_picture(tx, now, monotonic, pace, self._jobs.turns)
 
@@ -127,7 +125,7 @@ class Dispatcher:
             if any(sent):
                 self._push(agent, Renewed(number=0, dead_leases=[each.token for each in frame.assignments]))
 
-        tx.at_once(lambda: sent.append(self._early(agent, frame)), undo=recall)
+        tx.at_once(lambda: sent.append(self._hasten(agent, frame)), undo=recall)
         tx.then(push)
 
     def _claim(self, tx: Tx, moves: Moves, version: int, container: str, count: int) -> list[Downward]:
