@@ -51,7 +51,7 @@ class Ground:
         self._number = 0
         dispatcher = Dispatcher(
             self.jobs, self.clock, plan=plan, push=lambda agent, frame: self._frames.append(frame),
-            early=lambda agent, frame: False, sign=self.control.keys.sign, ring=self.control.hub.ring,
+            sign=self.control.keys.sign, ring=self.control.hub.ring,
             lease_s=LEASE_S,
         )  # fmt: skip
         self.db.last_word = dispatcher.last_word

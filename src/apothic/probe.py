@@ -55,7 +55,7 @@ POINTS = {
     "commit.before": "the writer's batch is done, not yet committed",
     "commit.after": "committed, nobody told",
     "page.read": "a reader looks at a page of a job's events",
-    "dispatch.push": "claimed, the agent not yet told; committed, unless the work may be done twice",
+    "dispatch.push": "claimed and committed, the agent not yet told",
     "hello.reply": "an agent's hello is committed, it is not yet welcomed",
     "report.reply": "an agent's report is committed, its acknowledgement not yet sent",
     "renew.reply": "another term is committed, the agent not yet told",

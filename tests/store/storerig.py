@@ -79,7 +79,7 @@ class Store:
         self.fleet.local_key = KEY
         dispatcher = Dispatcher(
             self.jobs, self.clock, plan=plan, push=lambda agent, frame: self.frames.append((agent, frame)),
-            hasten=lambda agent, frame: False, sign=lambda job, attempt: f"{job}.{attempt}", ring=self.rung.append,
+            sign=lambda job, attempt: f"{job}.{attempt}", ring=self.rung.append,
             lease_s=limits.get("lease_s", LEASE_S),
         )  # fmt: skip
         self.holds = Holds(self.db, self.clock, self.jobs, lambda agent, frame: self.frames.append((agent, frame)))

@@ -144,14 +144,13 @@ async def test_readers_cannot_write(store: Store) -> None:
         store.db.look(lambda tx: secret(tx, "sneaked"))
 
 
-async def test_what_may_begin_early_does_so_beside_the_commit(store: Store) -> None:
+async def test_what_follows_a_write_is_done_after_its_commit(store: Store) -> None:
     order: list[str] = []
     place = store.db.last_word
 
     def word(tx: Tx) -> None:
         assert place is not None
         place(tx)
-        tx.at_once(lambda: order.append("early"), lambda: order.append("undone"))
         tx.then(lambda: order.append("told"))
 
     def write(tx: Tx) -> None:
@@ -161,8 +160,8 @@ async def test_what_may_begin_early_does_so_beside_the_commit(store: Store) -> N
 
     store.db.last_word = word
     async with Gate(store.db, write):
-        assert order == ["first", "last", "early"]
-    assert order == ["first", "last", "early", "told"]
+        assert order == ["first", "last"]
+    assert order == ["first", "last", "told"]
 
 
 async def test_a_quick_commit_is_made_on_the_loop_and_a_slow_one_beside_it(store: Store) -> None:
@@ -201,14 +200,13 @@ async def test_a_look_in_the_middle_of_a_commit_sees_what_was_before(store: Stor
     assert look() == ["old", "new"]
 
 
-async def test_what_began_beside_a_commit_that_fails_is_undone(store: Store) -> None:
+async def test_nothing_follows_a_commit_that_fails(store: Store) -> None:
     order: list[str] = []
 
     def breaks() -> None:
         raise RuntimeError("the disk is gone")
 
     def word(tx: Tx) -> None:
-        tx.at_once(lambda: order.append("early"), lambda: order.append("undone"))
         tx.then(lambda: order.append("told"))
 
     def write(tx: Tx) -> None:
@@ -218,7 +216,7 @@ async def test_what_began_beside_a_commit_that_fails_is_undone(store: Store) -> 
     store.db._probe.on("commit.before", breaks)
     with pytest.raises(RuntimeError, match="the disk is gone"):
         await store.db.write(write)
-    assert order == ["early", "undone"]
+    assert order == []
 
 
 async def test_a_batch_ends_when_it_has_many_rows(store: Store) -> None:
@@ -301,7 +299,6 @@ async def test_a_deed_that_fails_does_not_stop_the_writer(store: Store) -> None:
 
     def write(tx: Tx) -> None:
         secret(tx, "kept")
-        tx.at_once(breaks, lambda: None)
         tx.then(breaks)
 
     await asyncio.wait_for(store.db.write(write), 5)

@@ -161,19 +161,13 @@ class Keys:
             if not await self._serves(job):
                 raise refused()
             return Principal(job, ("invoke",))
-        if not await self._runs(job, attempt):
-            await self._jobs.settled()
-            if not await self._runs(job, attempt):
-                raise refused()
-        return Principal(job, ("invoke",), job=job)
-
-    async def _runs(self, job: str, attempt: str) -> bool:
-        assert self._jobs is not None
         try:
             view = await self._jobs.show(job)
         except (NotFoundError, JobGoneError):
-            return False
-        return view.status in LEASED and str(view.attempt) == attempt
+            raise refused() from None
+        if view.status not in LEASED or str(view.attempt) != attempt:
+            raise refused()
+        return Principal(job, ("invoke",), job=job)
 
     async def _serves(self, container: str) -> bool:
         """Tell whether a service's container is there. One that is gone may be believed for some seconds."""

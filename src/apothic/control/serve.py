@@ -120,8 +120,8 @@ class ControlPlane:
         self.sessions.drain = self.gateway.push
         self.fleet.obituary = self.gateway.obituary
         dispatcher = Dispatcher(
-            self.jobs, clock, plan=plan, push=self.gateway.push, hasten=self.sessions.early, sign=self.keys.sign,
-            ring=self.hub.ring, lease_s=settings.lease_s,
+            self.jobs, clock, plan=plan, push=self.gateway.push, sign=self.keys.sign, ring=self.hub.ring,
+            lease_s=settings.lease_s,
         )  # fmt: skip
         dispatcher.obituary = self.gateway.obituary
         self.db.last_word = dispatcher.last_word

@@ -50,7 +50,6 @@ class Session:
         self._frames: asyncio.Queue[Downward | None] = asyncio.Queue()
         self.agent = ""
         self.dead: set[str] = set()  # tokens of reports that were refused
-        self.is_welcome = False  # its hello is on disk
 
     def push(self, frame: Downward | None) -> None:
         """Send a frame as soon as those before it are sent; `None` closes the session."""
@@ -94,14 +93,6 @@ class Sessions:
         if session is not None:
             self._probe.reach("dispatch.push")
             session.push(frame)
-
-    def early(self, agent: str, frame: Downward) -> bool:
-        """Send a frame to an agent that was welcomed; tell whether it was. A hello takes back what comes before it."""
-        session = self._sessions.get(agent)
-        if session is None or not session.is_welcome:
-            return False
-        self.push(agent, frame)
-        return True
 
     def cancel(self, running: Running) -> None:
         """Tell an agent to end an attempt."""
@@ -191,7 +182,6 @@ class Sessions:
             stop = StopContainer(container=container, reason="it was to stop already", finish=True)
             self.drain(hello.agent, stop)
         self.changed.set()
-        session.is_welcome = True
         self._probe.reach("hello.reply")
         return asyncio.create_task(session.send_all(welcome))
 

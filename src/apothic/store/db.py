@@ -26,7 +26,7 @@ from apothic.errors import ConfigError, ServerUnavailableError
 from apothic.probe import Probe
 from apothic.store.faults import code, is_faulty, named_error, write_again
 from apothic.store.schema import fill_lifecycle, migrate
-from apothic.store.tx import Early, Tx
+from apothic.store.tx import Tx
 
 T = TypeVar("T")
 log = logging.getLogger("apothic.store")
@@ -262,7 +262,7 @@ class Database:
     def _write_batch(self) -> None:
         """Run what waits, as much as a transaction shall hold, then have it committed."""
         assert self._connection is not None
-        connection, batch, early, after = self._connection, list[_Write](), list[Early](), Deeds()
+        connection, batch, after = self._connection, list[_Write](), Deeds()
         try:
             rows, queue_changed, fleet_changed = 0, False, False
             while self._waiting and rows < LARGEST_BATCH:
@@ -271,41 +271,29 @@ class Database:
                 self._run_one(connection, batch[-1], tx)
                 rows += tx.rows
                 if batch[-1].error is None:
-                    early += tx.early
                     after += tx.after
                     queue_changed |= tx.queue_changed
                     fleet_changed |= tx.fleet_changed
             if (queue_changed or fleet_changed) and self.last_word is not None:
                 tx = self._run_last_word(connection, self.last_word, fleet_changed)
-                early += tx.early
                 after += tx.after
         except Exception as error:
             self._undo(batch, error)
             self._told(batch, [])
             return
-        for each in early:
-            _do(each.deed)
         if self.commit_s > SLOW_S:
             self._is_beside = True
-            self._errands.put(lambda: self._commit_beside(batch, early, after))
-        elif early:
-            # What is begun early leaves this process at the end of this round of the loop; the next one has the time.
-            assert self._loop is not None
-            self._is_beside = True
-            self._loop.call_soon(self._commit_here, batch, early, after)
+            self._errands.put(lambda: self._commit_beside(batch, after))
         else:
-            self._commit_here(batch, early, after)
+            self._told(batch, self._commit(batch, after))
 
-    def _commit_here(self, batch: list[_Write], early: list[Early], after: Deeds) -> None:
-        self._told(batch, self._commit(batch, early, after))
-
-    def _commit_beside(self, batch: list[_Write], early: list[Early], after: Deeds) -> None:
+    def _commit_beside(self, batch: list[_Write], after: Deeds) -> None:
         assert self._loop is not None
-        after = self._commit(batch, early, after)
+        after = self._commit(batch, after)
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._told, batch, after)
 
-    def _commit(self, batch: list[_Write], early: list[Early], after: Deeds) -> Deeds:
+    def _commit(self, batch: list[_Write], after: Deeds) -> Deeds:
         """Commit, and return what is to be done now."""
         assert self._connection is not None
         begun = self._clock.monotonic()
@@ -316,7 +304,7 @@ class Database:
             self.commits += 1
         except Exception as error:
             self._undo(batch, error)
-            after = [each.undo for each in early]
+            after = []
         self.commit_s += _WEIGHT * (self._clock.monotonic() - begun - self.commit_s)
         return after
 

@@ -17,7 +17,7 @@ from apothic.clock import Clock
 from apothic.protocol import ids
 from apothic.protocol.messages import Encoding, Failure
 from apothic.protocol.services import SERVICE_KINDS
-from apothic.protocol.session import Assignment, Downward, Renewed, StartContainer, StopContainer, Work
+from apothic.protocol.session import Assignment, Downward, StartContainer, StopContainer, Work
 from apothic.store import services, views
 from apothic.store.attempts import Moves
 from apothic.store.jobs import Jobs
@@ -29,7 +29,6 @@ from apothic.store.tx import Tx
 
 Plan = Callable[[Picture], list[Step]]
 Push = Callable[[str, Downward], None]  # (agent id, frame), called on the loop after the commit
-Hasten = Callable[[str, Downward], bool]  # the same, called before it: tells whether it could be done
 Sign = Callable[[str, int], str]  # (job id, attempt), or (container id, 0) → the token it may call others with
 
 
@@ -43,7 +42,6 @@ class Dispatcher:
         *,
         plan: Plan,
         push: Push,
-        hasten: Hasten,
         sign: Sign,
         ring: Callable[[str], None],
         lease_s: float,
@@ -52,7 +50,6 @@ class Dispatcher:
         self._clock = clock
         self._plan = plan
         self._push = push
-        self._hasten = hasten
         self._sign = sign
         self._ring = ring
         self._lease_s = lease_s
@@ -87,7 +84,7 @@ class Dispatcher:
                     self._refuse(tx, moves, version, message)
         for agent, waiting in frames.items():
             for frame in joined(waiting):
-                self._send(tx, agent, frame, alone=len(waiting) == 1)
+                tx.then(partial(self._push, agent, frame))
         tx.reach("dispatch.after")
 
     def _look(self, tx: Tx) -> Picture | None:
@@ -105,28 +102,6 @@ class Dispatcher:
             if not wants["others"] and (near := read_picture(tx, now, monotonic, pace, whole=False)).is_easy:
                 return near
         return read_picture(tx, now, monotonic, pace, self._jobs.turns)
-
-    def _send(self, tx: Tx, agent: str, frame: Downward, *, alone: bool) -> None:
-        """Send a frame once it is on disk; work that may be done twice beside the commit, which hides its time.
-
-        If that commit is never made, nobody has been told of those jobs, and nothing that they report is taken. What
-        follows a start has to come after it.
-        """
-        if not alone or not isinstance(frame, Work) or any(each.once for each in frame.assignments):
-            tx.then(partial(self._push, agent, frame))
-            return
-        sent: list[bool] = []
-
-        def push() -> None:
-            if not any(sent):
-                self._push(agent, frame)
-
-        def recall() -> None:
-            if any(sent):
-                self._push(agent, Renewed(number=0, dead_leases=[each.token for each in frame.assignments]))
-
-        tx.at_once(lambda: sent.append(self._hasten(agent, frame)), undo=recall)
-        tx.then(push)
 
     def _claim(self, tx: Tx, moves: Moves, version: int, container: str, count: int) -> list[Downward]:
         if count == 0:

@@ -124,10 +124,6 @@ class Jobs:
         waits = self._db.look(lambda tx: found(tx, job_id)["status"] in CLAIMABLE)
         return await self._db.read(read) if waits else self._db.look(read)
 
-    async def settled(self) -> None:
-        """Wait for what is being committed: a job may have begun beside the commit of its claim."""
-        await self._db.write(lambda tx: None)
-
     async def ended(self, job_ids: list[str]) -> tuple[list[Ended], list[str]]:
         """Return those of the jobs that have ended, in the given order, and those of the ids that are no job's."""
         if not job_ids:

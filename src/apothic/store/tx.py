@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -13,13 +13,6 @@ from apothic.store.queries import queries
 
 T = TypeVar("T")
 _encode_json = msgspec.json.Encoder().encode
-
-
-class Early(NamedTuple):
-    """What is begun beside a commit, and what is done if that fails."""
-
-    deed: Callable[[], None]
-    undo: Callable[[], None]
 
 
 class Tx:
@@ -31,7 +24,6 @@ class Tx:
         self.reach = probe.reach
         self.rows = 0  # written, as far as is known
         self.before: list[Callable[[], None]] = []
-        self.early: list[Early] = []
         self.after: list[Callable[[], None]] = []
         self.queue_changed = False  # jobs may have to be placed
         self.fleet_changed = False  # so may containers
@@ -87,10 +79,6 @@ class Tx:
     def at_end(self, deed: Callable[[], None]) -> None:
         """Do this when the write has done all else, still as a part of it."""
         self.before.append(deed)
-
-    def at_once(self, deed: Callable[[], None], undo: Callable[[], None]) -> None:
-        """Do this on the event loop beside the commit, in the hope that it is made; `undo` it when it is not."""
-        self.early.append(Early(deed, undo))
 
     def then(self, deed: Callable[[], None]) -> None:
         """Do this on the event loop after the commit, and only then."""
