@@ -383,6 +383,30 @@ async def test_a_container_is_told_to_stop_once_it_has_answered_what_it_has(fron
     assert (await front.agent.next(StopContainer)).container == start.container
 
 
+async def test_what_was_read_first_is_never_taken_last(
+    front: Front, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = front.stage.control.gateway
+    table, was_read, go_on = gateway._store.table, asyncio.Event(), asyncio.Event()
+
+    async def late() -> Any:
+        found = await table()
+        was_read.set()
+        await go_on.wait()
+        return found
+
+    with monkeypatch.context() as slow:
+        slow.setattr(gateway._store, "table", late)
+        early = asyncio.create_task(gateway._look())
+        await soon(was_read)
+    serving = asyncio.create_task(front.serve(site))
+    await asyncio.wait([serving], timeout=0.2)  # it shall not be there before the first look is over
+    go_on.set()
+    await early
+    start = await serving
+    assert set(gateway._backends) == {start.container}
+
+
 async def test_a_gateway_that_closes_lets_containers_stop_once_they_have_answered(front: Front, site: Site) -> None:
     await front.serve(site, service("web"), service("other"))
     asked = asyncio.create_task(front.ask("GET /shop/web/slow HTTP/1.1"))

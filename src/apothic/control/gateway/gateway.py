@@ -26,7 +26,7 @@ from apothic.control.keys import Keys
 from apothic.errors import ApothicError, AuthError
 from apothic.protocol.messages import Failure
 from apothic.protocol.session import Downward, StopContainer
-from apothic.store.services import SERVICES, Services
+from apothic.store.services import SERVICES, Services, ServiceTable
 
 log = logging.getLogger("apothic.control")
 
@@ -65,6 +65,7 @@ class Gateway:
         self._changed: set[Service] = set()
         self._wanted: dict[int, int] = {}
         self._next_look: asyncio.Task[None] | None = None
+        self._looking = asyncio.Lock()
         self._news = asyncio.Event()
         self._ends: dict[str, str] = {}  # container → why it ended
         self._ended = asyncio.Event()
@@ -129,7 +130,12 @@ class Gateway:
             task.exception()  # whoever waited has it
 
     async def _look(self) -> None:
-        table = await self._store.table()
+        # One after the other: a table that was read before another and taken after it would forget a container that is
+        # at work, and find it anew, with nothing to do.
+        async with self._looking:
+            self._take(await self._store.table())
+
+    def _take(self, table: ServiceTable) -> None:
         told = {serving.container: serving for serving in table.containers}
         for container, serving in told.items():
             if container not in self._backends:
