@@ -17,6 +17,7 @@ from apothic.store.retention import Retention
 from apothic.store.stream import Wish
 from bench.scale_figures import Found
 from bench.scale_ground import Ground, ground
+from bench.scale_store import WARMED, into_memory
 
 Deed = Callable[[], Awaitable[Any]]
 
@@ -26,10 +27,13 @@ async def measure(found: Found, dirs: dict[int, Path], rounds: int) -> None:
     async with AsyncExitStack() as stack:
         grounds = {jobs: await stack.enter_async_context(ground(path)) for jobs, path in dirs.items()}
         for number in range(rounds):
+            if number % WARMED == 0:
+                into_memory(dirs.values())
             for jobs in _shuffled(grounds, number):
                 dice = random.Random(number)
                 await _all(found, jobs, deeds(grounds[jobs], dice))
         for number in range(max(rounds // 10, 5)):  # apart, for some push everything else out of the caches
+            into_memory(dirs.values())
             for jobs in _shuffled(grounds, number):
                 await _all(found, jobs, slow_deeds(grounds[jobs]))
         for jobs, one in grounds.items():  # last, for it deletes

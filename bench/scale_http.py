@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from bench.scale_figures import Found
-from bench.scale_store import known, running
+from bench.scale_store import WARMED, into_memory, known, running
 
 
 class Asker:
@@ -86,6 +86,8 @@ def measure(found: Found, dirs: dict[int, Path], rounds: int) -> None:
             askers[jobs], ids[jobs] = Asker(path), known(path)
             stack.enter_context(held_up(askers[jobs], ids[jobs][0]))
         for number in range(rounds):
+            if number % WARMED == 0:
+                into_memory(dirs.values())
             for jobs in random.Random(number).sample(list(dirs), len(dirs)):
                 for name, took in _all(askers[jobs], *ids[jobs], random.Random(number)):
                     found.keep(f"HTTP: {name} {jobs}", 1e6 * took)
