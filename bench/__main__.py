@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import platform
 import sqlite3
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,6 +33,8 @@ def main() -> None:
         names = peers.chosen(given.peers)
     except ValueError as error:
         parser.error(str(error))
+    # As pip does for what it installs; an editable install has what an earlier start has left, or nothing.
+    compileall.compile_dir(Path(apothic.__file__).parent, quiet=1)
     beside = peers.prepare([name for name in names if any(peers.scripts(each, [name]) for each in chosen)])
     versions = "".join(f"{each}, " for each in peers.versions(beside))
     print(
@@ -43,13 +47,13 @@ def main() -> None:
     with ours.server() as data_dir:  # one for all: a process's clients stay with the server that they have found
         for number in range(given.rounds):
             print(f"round {number + 1} of {given.rounds}", file=sys.stderr)
-            if "calls" in chosen:
-                calls.measure(found, beside)
-                calls.measure_start(found)
-            if "streams" in chosen:
-                streams.measure(found, beside, data_dir)
-            if "services" in chosen:
-                services.measure(found, beside)
+            try:
+                _round(found, chosen, beside, data_dir)
+            except KeyboardInterrupt:
+                if number == 0:
+                    raise
+                print(f"interrupted in round {number + 1}: this is what was found", file=sys.stderr)
+                break
     if "calls" in chosen:
         calls.report(found, names)
     if "streams" in chosen:
@@ -58,6 +62,16 @@ def main() -> None:
         services.report(found, names)
     if given.json:
         given.json.write_text(json.dumps({"versions": versions, "figures": found.all()}, indent=1))
+
+
+def _round(found: Found, chosen: Sequence[str], beside: list[str], data_dir: Path) -> None:
+    if "calls" in chosen:
+        calls.measure(found, beside)
+        calls.measure_start(found)
+    if "streams" in chosen:
+        streams.measure(found, beside, data_dir)
+    if "services" in chosen:
+        services.measure(found, beside)
 
 
 if __name__ == "__main__":
