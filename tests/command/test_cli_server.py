@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
 import json
 import os
@@ -9,15 +10,19 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from commandbench import APOTHIC, SHOP, Runs, Server, environment, runner
 
 from apothic.cli import local
+from apothic.cli.main import main as cli
+from apothic.control.serve import PortRefused
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +75,23 @@ def test_a_taken_port_of_the_gateway_is_an_error_of_the_same_kind(tmp_path: Path
         ran = runner(tmp_path)("server", "--port", 0, "--gateway-port", port, "--data-dir", tmp_path / "data")
     assert ran.status == 1 and f"port {port}" in ran.err and f"(pid {os.getpid()})" in ran.err
     assert "--gateway-port 0" in ran.err
+
+
+def test_an_agent_begins_before_the_server_and_ends_if_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "environ", environment(tmp_path))
+    lock, seen = tmp_path / "data" / local.AGENT_LOCK, []
+
+    def main(*_: Any, **__: Any) -> None:
+        wait_until(lambda: local.holder(lock) is not None)
+        seen.append(local.holder(lock))
+        raise PortRefused(OSError(errno.EADDRINUSE, "taken"), "port")
+
+    monkeypatch.setattr("apothic.control.serve.main", main)
+    assert cli(["server", "--data-dir", str(tmp_path / "data")]) == 1
+    assert "is taken by" in capsys.readouterr().err
+    assert seen and not psutil.pid_exists(seen[0]) and local.holder(lock) is None
 
 
 def test_a_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
@@ -142,10 +164,9 @@ def test_down_after_the_server_was_killed_ends_the_agent(tmp_path: Path) -> None
 
 
 def wait_until(true: Callable[[], bool]) -> None:
-    for _ in range(200):
-        if true():
-            return
-    raise AssertionError("it never came true")
+    until = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < until, "it never came true"
 
 
 # --- who may ask ------------------------------------------------------------------------------------------------

@@ -95,7 +95,10 @@ def test_every_scope_is_in_the_table() -> None:
 
 def commands(group: click.Group, before: str) -> list[str]:
     found = []
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         if isinstance(command, click.Group):
             found += commands(command, f"{before} {name}")
         elif not command.hidden:

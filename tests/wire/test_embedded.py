@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -76,6 +77,17 @@ def machine(tmp_path: Path) -> Iterator[Home]:
     machine = Home(tmp_path)
     yield machine
     end_leftovers(machine.data_dir)
+
+
+async def test_what_uploads_need_is_imported_while_a_server_starts(
+    machine: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported: list[str] = []
+    monkeypatch.setattr(os, "environ", environment(machine.data_dir, machine.home))
+    monkeypatch.setattr(embedded, "importlib", SimpleNamespace(import_module=imported.append))
+    for _ in range(2):  # the second time it is there
+        await embedded.find_or_start(machine.data_dir, autostart=True)
+        assert imported == ["aiohttp"]
 
 
 def test_six_lines_start_a_server_of_their_own_and_say_so_in_one_line(machine: Home) -> None:

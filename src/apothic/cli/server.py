@@ -35,20 +35,25 @@ _STOP_S = 60.0  # a server first lets its containers end: the grace, and 5 s mor
 def server(screen: Screen, embedded: bool) -> None:
     """Run the control plane with a local agent, in the foreground."""
     from apothic.clock import SystemClock
-    from apothic.control.serve import main
     from apothic.engine.local import LocalAgent
 
     settled = settings()
     local.make_private(settled.data_dir)
+    engine = LocalAgent(settled.data_dir, SystemClock())
+    engine.begin()
 
     def announce(base_url: str, gateway_url: str | None) -> None:
         told = _document(base_url, gateway_url, settled.data_dir, os.getpid())
         screen.show(told, lambda: _lines(told))
 
     try:
-        main(settled, LocalAgent(settled.data_dir, SystemClock()), embedded=embedded, announce=announce)
+        from apothic.control.serve import main
+
+        main(settled, engine, embedded=embedded, announce=announce)
     except OSError as error:
         raise _unlistenable(error, settled) from None
+    finally:
+        engine.abandon()
 
 
 def _document(base_url: str, gateway_url: str | None, data_dir: Path, pid: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import ipaddress
 import json
 import os
@@ -168,6 +169,8 @@ class _Start:
         watch = threading.Thread(target=self._watch, args=(asyncio.get_running_loop(), told), daemon=True)
         watch.name = "apothic-server-watch"
         watch.start()
+        # What a new server is sent first, files, goes by way of it: 0.1 s of imports while there is nothing else to do.
+        asyncio.get_running_loop().run_in_executor(None, importlib.import_module, "aiohttp")
         try:
             document = await asyncio.wait_for(told, max(seconds, 1.0))
         except TimeoutError:

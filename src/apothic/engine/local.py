@@ -45,14 +45,27 @@ class LocalAgent:
     def __init__(self, data_dir: Path, clock: Clock) -> None:
         self._data_dir = data_dir
         self._clock = clock
+        self._early: subprocess.Popen[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
+
+    def begin(self) -> None:
+        """Start the first agent, which waits for a server: both import for 0.2 s, and there may be two cores."""
+        with contextlib.suppress(OSError):  # the server will say what is wrong with the directory
+            self._early = self._spawn()
+
+    def abandon(self) -> None:
+        """End the first agent if no server has come about."""
+        if self._early is not None:
+            self._early.terminate()
+            self._early.wait()
 
     async def keep(self, control: Control) -> None:
         """Start an agent whenever none runs, until cancelled; bury at once those that are dead."""
+        self._process, self._early = self._early, None
         while True:
-            if not self._held():
+            if self._process is not None or not self._held():
                 await _bury_dead(control)
-                self._process = self._spawn()
+                self._process = self._process or self._spawn()
                 log.info("agent.started pid=%d", self._process.pid)
             if self._process is not None:
                 await asyncio.to_thread(self._process.wait)
