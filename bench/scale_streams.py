@@ -31,7 +31,7 @@ def measure(found: Found, data_dir: Path, streams: int) -> None:
             line = f"POST /v1/functions/{functions['made']}/jobs"
             jobs = [asker.ask(line, {"args": [0]})["job"]["id"] for _ in range(JOBS + 2 * RINGS)]
             shared, alone, few = jobs[:JOBS], jobs[JOBS : JOBS + RINGS], jobs[JOBS + RINGS :]
-            found.keep("ring, 20 streams open", _ring(asker, few, RINGS))
+            found.keep("ring, ms, 20 streams open", _ring(asker, few, RINGS))
             before, began = asker.pss_mib(), time.perf_counter()
             with _reader(asker, streams, [*alone, *shared]) as reader:
                 _line(reader)
@@ -40,7 +40,7 @@ def measure(found: Found, data_dir: Path, streams: int) -> None:
                 found.keep("PSS with them, MiB", asker.pss_mib())
                 found.keep("KiB a stream", 1024 * (asker.pss_mib() - before) / streams)
                 found.keep("CPU of the idle server, %", 100 * asker.busy(lambda: time.sleep(15)) / 15)
-                found.keep(f"ring, {streams:,} streams open", _rung(asker, reader, alone))
+                found.keep(f"ring, ms, {streams:,} streams open", _rung(asker, reader, alone))
                 reader.kill()
             for job in shared:
                 asker.ask(f"POST /v1/jobs/{job}/cancel", {})
