@@ -123,7 +123,7 @@ def known(data_dir: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def into_memory(dirs: Iterable[Path]) -> None:
-    """Have the kernel hold the files: one read of the disk is ten times all that is measured.
+    """Have the kernel hold the files: one read of the disk takes twice what a resume does.
 
     A virtual machine may lose them at any time, so this is done now and then.
     """

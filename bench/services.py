@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def measure(found: Found, beside: list[str]) -> None:
-    """Run every workload, its floor and its peer, once."""
+    """Run every workload, its floor and its peer; what is compared most closely three times."""
     from bench import web
 
     gate = urlsplit(web.web.get_web_url())

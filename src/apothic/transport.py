@@ -191,7 +191,7 @@ class Transport:
         No time limit holds but that of connecting. Raises what `ask` raises, `ServerUnavailableError` without asking
         again; after a refused connection, the next try goes to where the server is by then.
         """
-        aiohttp = await _library()
+        aiohttp = await library()
         form = form_of(route)
         session = await self._session()
         answer = None
@@ -256,7 +256,7 @@ class Transport:
 
     async def _session(self) -> aiohttp.ClientSession:
         await on_loop()
-        aiohttp = await _library()  # before the look: of two that wait for it, the second finds the first one's session
+        aiohttp = await library()  # before the look: of two that wait for it, the second finds the first one's session
         key = os.getpid(), asyncio.get_running_loop()
         session = self._sessions.get(key)
         if session is None or session.closed:
@@ -412,7 +412,7 @@ def _seconds(text: str) -> float:
         return 1.0
 
 
-async def _library() -> Any:
+async def library() -> Any:
     """Import aiohttp, beside the loop: 0.1 s is long for others who use it, and `import apothic` is light without."""
     found = sys.modules.get("aiohttp")
     if found is not None and not getattr(found.__spec__, "_initializing", False):

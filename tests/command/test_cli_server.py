@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 from commandbench import APOTHIC, SHOP, Runs, Server, environment, runner
+from rig import until
 
 from apothic.cli import local
 from apothic.cli.main import main as cli
@@ -77,21 +77,43 @@ def test_a_taken_port_of_the_gateway_is_an_error_of_the_same_kind(tmp_path: Path
     assert "--gateway-port 0" in ran.err
 
 
-def test_an_agent_begins_before_the_server_and_ends_if_there_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def without_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], int]:
+    """Run the command with a server that does not come about: `end` is all it does, once an agent has begun."""
     monkeypatch.setattr(os, "environ", environment(tmp_path))
     lock, seen = tmp_path / "data" / local.AGENT_LOCK, []
 
-    def main(*_: Any, **__: Any) -> None:
-        wait_until(lambda: local.holder(lock) is not None)
-        seen.append(local.holder(lock))
+    def run(end: Callable[[], None]) -> int:
+        def main(*_: Any, **__: Any) -> None:
+            seen.append(until(lambda: local.holder(lock)))
+            end()
+
+        monkeypatch.setattr("apothic.control.serve.main", main)
+        try:
+            return cli(["server", "--data-dir", str(tmp_path / "data")])
+        finally:
+            assert seen and not psutil.pid_exists(seen[0]) and local.holder(lock) is None
+
+    return run
+
+
+def test_an_agent_begins_before_the_server_and_ends_if_there_is_none(
+    without_server: Callable[[Callable[[], None]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end() -> None:
         raise PortRefused(OSError(errno.EADDRINUSE, "taken"), "port")
 
-    monkeypatch.setattr("apothic.control.serve.main", main)
-    assert cli(["server", "--data-dir", str(tmp_path / "data")]) == 1
+    assert without_server(end) == 1
     assert "is taken by" in capsys.readouterr().err
-    assert seen and not psutil.pid_exists(seen[0]) and local.holder(lock) is None
+
+
+def test_a_signal_before_there_is_a_server_ends_its_agent_too(
+    without_server: Callable[[Callable[[], None]], int],
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        without_server(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert ended.value.code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_data_directory_that_cannot_be_written(tmp_path: Path) -> None:
@@ -164,9 +186,10 @@ def test_down_after_the_server_was_killed_ends_the_agent(tmp_path: Path) -> None
 
 
 def wait_until(true: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < until, "it never came true"
+    for _ in range(200):
+        if true():
+            return
+    raise AssertionError("it never came true")
 
 
 # --- who may ask ------------------------------------------------------------------------------------------------
@@ -201,6 +224,7 @@ def test_a_second_server_in_the_same_data_directory(server: Server, run: Runs) -
     ran = run("server", "--port", "0", "--gateway-port", "0")
     assert (ran.status, ran.err.count("\n")) == (3, 2)
     assert "already" in ran.err and "apothic down" in ran.err
+    assert "another agent" not in (server.data_dir / "agent.log").read_text()  # none was begun
 
 
 def test_a_server_of_another_version(run: Runs, home: Path) -> None:

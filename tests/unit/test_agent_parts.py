@@ -473,3 +473,8 @@ def test_a_remote_route_tries_again_within_a_second() -> None:
 
     assert route.find() is not None
     assert all(0 < route.pause(tries) <= 1.0 for tries in range(100))
+
+
+def test_a_local_agent_looks_often_for_a_server_that_is_about_to_be_there(tmp_path: Path) -> None:
+    pauses = [LocalRoute(tmp_path).pause(tries) for tries in range(1, 100)]
+    assert max(pauses[:50]) == 0.02 and min(pauses[50:]) == 0.2

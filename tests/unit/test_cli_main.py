@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from apothic import errors
-from apothic.cli import local
+from apothic.cli import configuration, local
 from apothic.cli.main import main, root, status_of
 from apothic.cli.source import UserCodeError, load
 
@@ -98,6 +98,7 @@ def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     def interrupt(**_: Any) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(configuration.config.commands["show"], "callback", interrupt)  # type: ignore[attr-defined]
     monkeypatch.setattr("apothic.cli.configuration.settings", lambda: interrupt())
     assert main(["config", "show"]) == 130
     assert "Traceback" not in capsys.readouterr().err

@@ -14,7 +14,7 @@ from apothic.nearby import Nearby
 from apothic.transport import Transport
 
 LOCAL_PAUSE_S = 0.2
-SOON_S, SOON = 0.02, 50  # for so many tries: the server that has started us is about to be there
+SOON_S, SOON = 0.02, 50  # for so many tries: the server that has started us, or the next one, is about to be there
 REMOTE_PAUSE_S = (0.1, 1.0)  # first and longest
 ABSENCE_S = 600.0  # how long a local agent waits for a new server; a blob waits as long
 

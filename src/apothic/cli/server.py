@@ -40,13 +40,16 @@ def server(screen: Screen, embedded: bool) -> None:
     settled = settings()
     local.make_private(settled.data_dir)
     engine = LocalAgent(settled.data_dir, SystemClock())
-    engine.begin()
+    # Until the server hears it, a signal would end us alone.
+    before = signal.signal(signal.SIGTERM, _ended)
 
     def announce(base_url: str, gateway_url: str | None) -> None:
         told = _document(base_url, gateway_url, settled.data_dir, os.getpid())
         screen.show(told, lambda: _lines(told))
 
     try:
+        if local.holder(settled.data_dir / local.SERVER_LOCK) is None:
+            engine.begin()
         from apothic.control.serve import main
 
         main(settled, engine, embedded=embedded, announce=announce)
@@ -54,6 +57,11 @@ def server(screen: Screen, embedded: bool) -> None:
         raise _unlistenable(error, settled) from None
     finally:
         engine.abandon()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _ended(number: int, _: object) -> None:
+    sys.exit(128 + number)
 
 
 def _document(base_url: str, gateway_url: str | None, data_dir: Path, pid: int) -> dict[str, Any]:

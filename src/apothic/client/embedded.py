@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import ipaddress
 import json
 import os
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 from apothic.clock import Clock, SystemClock
 from apothic.errors import ApothicError, ConfigError, ServerUnavailableError, from_wire
+from apothic.transport import library
 
 START_S = 60.0
 LOOK_S = 0.05
@@ -169,8 +169,8 @@ class _Start:
         watch = threading.Thread(target=self._watch, args=(asyncio.get_running_loop(), told), daemon=True)
         watch.name = "apothic-server-watch"
         watch.start()
-        # What a new server is sent first, files, goes by way of it: 0.1 s of imports while there is nothing else to do.
-        asyncio.get_running_loop().run_in_executor(None, importlib.import_module, "aiohttp")
+        # What a new server is asked first goes by way of it: 0.1 s of imports while there is nothing else to do.
+        self._importing = asyncio.create_task(library())
         try:
             document = await asyncio.wait_for(told, max(seconds, 1.0))
         except TimeoutError:
