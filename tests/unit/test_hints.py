@@ -39,7 +39,7 @@ def test_a_failure_has_the_message_of_our_errors_without_their_hint() -> None:
 def test_threads_that_need_the_http_library_at_once_all_get_it_whole() -> None:
     code = (
         "import asyncio; from concurrent.futures import ThreadPoolExecutor; from apothic import transport\n"
-        "found = lambda _: asyncio.run(transport._library()).ClientSession\n"
+        "found = lambda _: asyncio.run(transport.library()).ClientSession\n"
         "with ThreadPoolExecutor(8) as pool: assert len(set(pool.map(found, range(8)))) == 1"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
